@@ -447,16 +447,17 @@ def load_truth(path) -> dict:
 def _save_json(path, value):
     tmp = Path(path).with_name(f".{Path(path).name}.tmp"); tmp.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"); os.replace(tmp, path)
 
-# %% ../../nbs/data/04_simdive.ipynb #07202f2d
+# %% ../../nbs/data/04_simdive.ipynb #c3f1ebe1
 def _job(args): return write_clip(*args)
 
 def _run(jobs, workers, progress):
     "Frames of every job, in order, with `workers` processes"
     from tqdm import tqdm
+    from concurrent.futures import ProcessPoolExecutor
     import multiprocessing as mp, sys
     bar = lambda it: tqdm(it, total=len(jobs), desc="SimDive", unit="clip", disable=not progress, mininterval=1 if sys.stderr.isatty() else 20)
     if workers <= 1: return [_job(j) for j in bar(jobs)]
-    with mp.get_context("spawn").Pool(workers) as pool: return list(bar(pool.imap(_job, jobs, chunksize=4)))
+    with ProcessPoolExecutor(workers, mp.get_context("spawn")) as pool: return list(bar(pool.map(_job, jobs, chunksize=4)))
 
 # %% ../../nbs/data/04_simdive.ipynb #0d6ce9da
 def generate(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NANO', 'CLIPS', 'image_mean', 'image_std', 'clip_config', 'QuickGELU', 'build_clip', 'read_weights', 'load_state',
-           'release_file', 'save_clip', 'clip_file', 'load_clip', 'preprocess', 'attend', 'embed_patches']
+           'save_clip', 'release_file', 'clip_file', 'load_clip', 'preprocess', 'embed_patches', 'attend']
 
 # %% ../../nbs/model/01_clip.ipynb #487329be
 import difflib, hashlib, json, os
@@ -54,7 +54,11 @@ def build_clip(
             if isinstance(child, open_clip.transformer.QuickGELU): setattr(m, k, QuickGELU())
     return model
 
-# %% ../../nbs/model/01_clip.ipynb #b48c7e72
+# %% ../../nbs/model/01_clip.ipynb #4e723234
+from pickle import UnpicklingError as _Unpickling
+_EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"} # notes, not weights, in OpenAI's files
+
+# %% ../../nbs/model/01_clip.ipynb #b3b21a79
 def read_weights(
     path # .safetensors, or anything that torch.load(weights_only=True) reads
 ) -> dict: # name -> tensor
@@ -66,15 +70,11 @@ def read_weights(
     try: state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError: raise PermissionError(f"{path}: permission denied") from None
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, _Unpickling) as e:
-        raise ValueError(f"{path}: cannot be read as weights ({str(e).strip().splitlines()[0][:80]})") from None
+        raise ValueError(f"{path}: cannot be read as weights ({(str(e).strip().splitlines() or [type(e).__name__])[0][:80]})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path}: expected a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
-
-# %% ../../nbs/model/01_clip.ipynb #4e723234
-from pickle import UnpicklingError as _Unpickling
-_EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"} # notes, not weights, in OpenAI's files
 
 # %% ../../nbs/model/01_clip.ipynb #5f667ffc
 def _some(names, n=3): return ", ".join(sorted(names)[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
@@ -94,18 +94,6 @@ def load_state(
     if bad: raise ValueError(f"{source}: not a finite number in {_some(bad)}")
     model.load_state_dict(state)
 
-# %% ../../nbs/model/01_clip.ipynb #37fc6458
-def release_file(
-    name: str # such as 'pevl_nano_clip'
-) -> Path:
-    "A weights file that ships with the package, after its checksum was compared with the one in the .json beside it"
-    folder = Path(str(files("pevl") / "weights")); path, note = folder / f"{name}.safetensors", folder / f"{name}.json"
-    for p in (path, note):
-        if not p.is_file(): raise FileNotFoundError(f"{p}: no such file, release {name!r} is not installed")
-    expected, found = json.loads(note.read_text())["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected: raise ValueError(f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged")
-    return path
-
 # %% ../../nbs/model/01_clip.ipynb #bdda6f2a
 def save_clip(
     model: nn.Module,
@@ -120,6 +108,18 @@ def save_clip(
     data = save({k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in model.state_dict().items()})
     digest = hashlib.sha256(data).hexdigest(); part.write_bytes(data); os.replace(part, path)
     path.with_suffix(".json").write_text(json.dumps(dict(sha256=digest, **facts), indent=1, sort_keys=True) + "\n")
+
+# %% ../../nbs/model/01_clip.ipynb #37fc6458
+def release_file(
+    name: str # such as 'pevl_nano_clip'
+) -> Path:
+    "A weights file that ships with the package, after its checksum was compared with the one in the .json beside it"
+    folder = Path(str(files("pevl") / "weights")); path, note = folder / f"{name}.safetensors", folder / f"{name}.json"
+    for p in (path, note):
+        if not p.is_file(): raise FileNotFoundError(f"{p}: no such file, release {name!r} is not installed")
+    expected, found = json.loads(note.read_text())["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected: raise ValueError(f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged")
+    return path
 
 # %% ../../nbs/model/01_clip.ipynb #cc3e5ea5
 def clip_file(
@@ -157,6 +157,18 @@ def preprocess(
     mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1)*255 for v in (image_mean, image_std))
     return (frames.float() - mean).div_(std)
 
+# %% ../../nbs/model/01_clip.ipynb #9c9f8cb4
+def embed_patches(
+    visual: nn.Module,   # open_clip's vision transformer
+    images: torch.Tensor # (B, 3, H, W) float, preprocessed
+) -> torch.Tensor: # (B, 1 + N, D)
+    "Images to tokens: the class token and one token per patch, with positions, normalised"
+    x = visual.conv1(images).flatten(2).transpose(1, 2)                    # (B, N, D)
+    if x.shape[1] + 1 != len(visual.positional_embedding):
+        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: this CLIP expects {visual.image_size[0]} x {visual.image_size[1]}")
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+    return visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+
 # %% ../../nbs/model/01_clip.ipynb #7d22757d
 def attend(
     block: nn.Module,               # open_clip ResidualAttentionBlock
@@ -185,15 +197,3 @@ def _explicit(q, k, v, keep, causal):
     if causal: a = a.masked_fill(torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).triu(1), float("-inf"))
     w = a.float().softmax(-1).to(v.dtype)
     return w @ v, w
-
-# %% ../../nbs/model/01_clip.ipynb #9c9f8cb4
-def embed_patches(
-    visual: nn.Module,   # open_clip's vision transformer
-    images: torch.Tensor # (B, 3, H, W) float, preprocessed
-) -> torch.Tensor: # (B, 1 + N, D)
-    "Images to tokens: the class token and one token per patch, with positions, normalised"
-    x = visual.conv1(images).flatten(2).transpose(1, 2)                    # (B, N, D)
-    if x.shape[1] + 1 != len(visual.positional_embedding):
-        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: this CLIP expects {visual.image_size[0]} x {visual.image_size[1]}")
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
-    return visual.ln_pre(x + visual.positional_embedding.to(x.dtype))

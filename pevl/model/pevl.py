@@ -21,7 +21,7 @@ from ..data.text import tokenizer
 from .clip import load_clip, load_state, read_weights, release_file
 from .encoders import PoseEncoder, TextEncoder, VideoEncoder
 
-# %% ../../nbs/model/07_pevl.ipynb #8d0a3278
+# %% ../../nbs/model/07_pevl.ipynb #dbec4864
 @dataclass
 class PeVLConfig:
     "Everything that decides what a model is; every variant of the paper's tables is a change of these fields"
@@ -37,13 +37,14 @@ class PeVLConfig:
     drop_path: float = .2                       # share of clips that skip the last block's adapters in training
     pose_token: str = "plain"                   # extra pose token: plain (the paper's) or mlp
     pose_norm: bool = True                      # CLIP's first LayerNorm on pose tokens
+    pose_pool: str = "mean"                     # a frame's pose feature: mean of its tokens, or the extra token alone
     fusion: str = "concat"                      # of video and pose: concat (a linear layer) or mean
     freeze_trunk: bool = True                   # False trains CLIP itself too
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/model/07_pevl.ipynb #a74fd26d
-_CHOICES = dict(pose_token=("plain", "mlp"), fusion=("concat", "mean"))
+# %% ../../nbs/model/07_pevl.ipynb #1ed63fc4
+_CHOICES = dict(pose_token=("plain", "mlp"), pose_pool=("mean", "token"), fusion=("concat", "mean"))
 
 def check_config(c: PeVLConfig):
     "ValueError in one line for a field that cannot be"
@@ -95,7 +96,7 @@ def trim(clip: nn.Module, modalities: tuple) -> nn.Module:
         v = clip.visual; v.conv1 = None; v.positional_embedding = None
     return clip
 
-# %% ../../nbs/model/07_pevl.ipynb #646c2ed0
+# %% ../../nbs/model/07_pevl.ipynb #5cefab15
 class PeVL(nn.Module, PyTorchModelHubMixin):
     "Video, pose and text encoders around one shared, frozen CLIP"
     def __init__(self,
@@ -113,7 +114,7 @@ class PeVL(nn.Module, PyTorchModelHubMixin):
         E, J = clip.visual.output_dim, len(get_layout(c.layout).names); has = c.modalities.__contains__
         kw = lambda name: dict(adapters=name in c.adapters, ratio=c.text_ratio if name == "text" else c.ratio, drop=c.drop_path)
         self.video = VideoEncoder(clip.visual, **kw("video")) if has("video") else None
-        self.pose = PoseEncoder(clip.visual, c.T, J, pose_token=c.pose_token, pose_norm=c.pose_norm, **kw("pose")) if has("pose") else None
+        self.pose = PoseEncoder(clip.visual, c.T, J, pose_token=c.pose_token, pose_norm=c.pose_norm, pose_pool=c.pose_pool, **kw("pose")) if has("pose") else None
         self.text = TextEncoder(clip, **kw("text"))
         self.fusion = Fusion(E) if has("video") and has("pose") and c.fusion == "concat" else None
 

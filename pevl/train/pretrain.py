@@ -29,7 +29,7 @@ def dive_frames(
     images, joints, _ = render(dive, frames, size); tip = np.stack([project(dive, np.zeros(3), f, size)[0] for f in frames])
     return images, frame_facts(dive, frames), np.concatenate([joints, tip[:, None]], 1).astype(np.float32)
 
-# %% ../../nbs/train/04_pretrain.ipynb #981d2bd3
+# %% ../../nbs/train/04_pretrain.ipynb #475b301c
 def make_frames(
     dives:int,      # number of dives, ten frames each
     split:str,      # 'train' or 'test': different seeds, so different bodies, cameras and scenes
@@ -39,15 +39,16 @@ def make_frames(
 ) -> tuple:         # images uint8 (n, 128, 128, 3), facts int64 (n, 7), points float32 (n, 18, 2)
     "Draw captioned frames; 7,000 dives take 3.4 GB and two minutes on two cores"
     import multiprocessing as mp
+    from concurrent.futures import ProcessPoolExecutor
     from tqdm import tqdm
     seeds = [clip_seed(seed, f"pretrain/{split}", i) for i in range(dives)]; out = np.empty((dives*PER_DIVE, 128, 128, 3), np.uint8); facts, points = [], []
-    pool = mp.get_context("spawn").Pool(workers) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn")) if workers > 1 else None
     try:
-        work = pool.imap(dive_frames, seeds, chunksize=32) if pool else map(dive_frames, seeds)
+        work = pool.map(dive_frames, seeds, chunksize=32) if pool else map(dive_frames, seeds)
         for i, (image, fact, point) in enumerate(tqdm(work, total=dives, desc=f"frames ({split})", disable=not progress, mininterval=5)):
             out[i*PER_DIVE:(i + 1)*PER_DIVE] = image; facts.append(fact); points.append(point)
     finally:
-        if pool: pool.terminate()
+        if pool: pool.shutdown(cancel_futures=True)
     return out, torch.from_numpy(np.concatenate(facts)).long(), torch.from_numpy(np.concatenate(points))
 
 # %% ../../nbs/train/04_pretrain.ipynb #62712a86
