@@ -72,16 +72,6 @@ def check_file(path):
     if not os.access(path, os.R_OK): raise VideoError(path, "permission denied")
     if not path.stat().st_size: raise VideoError(path, "the file is empty (0 bytes)")
 
-# %% ../../nbs/data/01_video.ipynb #669b151b
-def _promised(box, stream):
-    "Packets that the header of the file promises; 0 when it promises nothing"
-    if "mp4" in box.format.name: return len(stream.index_entries)  # the table of samples
-    if stream.frames: return stream.frames
-    text = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), "")  # Matroska: 00:00:02.000000000
-    try: h, m, s = map(float, text.split(":"))
-    except ValueError: return 0
-    return round((3600 * h + 60 * m + s) * float(stream.average_rate or 0))
-
 # %% ../../nbs/data/01_video.ipynb #715f0aba
 def _video_stream(path, box):
     "The first stream that is a film, not a cover picture"
@@ -90,6 +80,19 @@ def _video_stream(path, box):
     if getattr(stream, "codec_context", None) is None: raise VideoError(path, "the video is in an unknown format")
     stream.codec_context.thread_count = 1
     return stream
+
+# %% ../../nbs/data/01_video.ipynb #fea328e7
+def _missing(box, stream, packets):
+    "What the header promises beyond the `packets` (pts, duration, hidden) that are there, in words; '' if nothing is missing"
+    promised = len(stream.index_entries) if "mp4" in box.format.name else stream.frames
+    if len(packets) < promised: return f"{len(packets)} of {promised} frames are in the file"
+    text = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), "")  # Matroska: 00:00:02.000000000
+    try:
+        hours, minutes, seconds = map(float, text.split(":"))
+        end = max(pts + (duration or 0) for pts, duration, _ in packets) * float(stream.time_base)
+    except (ValueError, TypeError): return ""                             # no such promise, or no time stamps
+    promised, half_frame = 3600 * hours + 60 * minutes + seconds, .5 / float(stream.average_rate or 30)
+    return f"{end:.2f} of {promised:.2f} seconds are in the file" if end < promised - half_frame else ""
 
 # %% ../../nbs/data/01_video.ipynb #81eb47e4
 @dataclass
@@ -108,15 +111,14 @@ def _first_frame(box, stream, pts):
     if pts is not None: box.seek(int(pts[0]), stream=stream, backward=True)
     return next(box.decode(stream), None)
 
-# %% ../../nbs/data/01_video.ipynb #4f6060aa
+# %% ../../nbs/data/01_video.ipynb #18d4c58a
 def _count(path, box):
     "`Packets` of an open container"
     stream = _video_stream(path, box)
-    found = [(p.pts, p.is_discard) for p in box.demux(stream) if p.size and not p.is_corrupt]
-    shown, promised = [t for t, hidden in found if not hidden], _promised(box, stream)
+    packets = [(p.pts, p.duration, p.is_discard) for p in box.demux(stream) if p.size and not p.is_corrupt]
+    shown = [pts for pts, _, hidden in packets if not hidden]
     if not shown: raise VideoError(path, "the video stream holds no frames")
-    if len(found) < promised - ("matroska" in box.format.name):
-        raise VideoError(path, f"truncated: {len(found)} of {promised} frames are in the file")
+    if missing := _missing(box, stream, packets): raise VideoError(path, f"truncated: {missing}")
     pts = None if None in shown else np.unique(shown)
     if pts is not None and len(pts) < len(shown): pts = None
     with av.open(str(path)) as again: frame = _first_frame(again, _video_stream(path, again), pts)
