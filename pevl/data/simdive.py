@@ -64,13 +64,15 @@ def skeleton(
         J[:, 20-i] = J[:, 15+i] + ray(hip - knee + toe)*b["foot"]
     return J - mass_centre(J)[:, None]
 
-# %% ../../nbs/data/04_simdive.ipynb #db9eecc7
-MASS = np.zeros(21); MASS[[17, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16]] = (.08, .13, .13, .13, .13, .03, .03, .02, .02, .08, .08, .07, .07)
+# %% ../../nbs/data/04_simdive.ipynb #1d711ff0
+MASS = np.zeros(21)
+MASS[[17, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16]] = (0.08, 0.13, 0.13, 0.13, 0.13, 0.03, 0.03, 0.02, 0.02, 0.08, 0.08, 0.07, 0.07)
+
 def mass_centre(
-    joints:np.ndarray # (F, 21, 3)
-) -> np.ndarray:      # (F, 3)
+    joints: np.ndarray,  # (F, 21, 3)
+) -> np.ndarray:  # (F, 3)
     "Centre of mass from the share of each body part"
-    return np.einsum("fjk,j->fk", joints, MASS/MASS.sum())
+    return np.einsum("fjk,j->fk", joints, MASS / MASS.sum())
 
 # %% ../../nbs/data/04_simdive.ipynb #cebf7983
 def turn(
@@ -117,21 +119,29 @@ def _plan(label, rng):
     else: tw, hold = (0, 0), (t0 + .03, .80 if d.somersaults > .5 else .66)
     return d, int(takeoff), flight, int(entry), tw, hold
 
-# %% ../../nbs/data/04_simdive.ipynb #6d716aee
+# %% ../../nbs/data/04_simdive.ipynb #c54de829
 def _motion(d, takeoff, flight, entry, tw, hold, body, rng):
     "Joint angles (F, 8), somersault and twist (F,), share of flight (F,)"
-    pos, P = HELD[d.position], POSTURES; end = "head_first" if (2*d.somersaults) % 2 else "feet_first"
-    swing = takeoff*np.array([0, rng.uniform(.25, .35), .5, .74, 1.0]); keys = list(zip(swing, ["stand", "stand", "reach", "crouch", "reach"]))
-    at = lambda u: takeoff + u*flight; blend = .05 if pos != "wrap" else .03
-    if d.twists and pos != "wrap": keys += [(at(tw[0]), "wrap"), (at(tw[1]), "wrap")]
-    keys += [(at(hold[0] + blend), pos), (at(hold[1]), pos), (at(min(hold[1] + .14, .97)), end), (at(1) + entry, end)]
-    F = np.arange(takeoff + flight + entry); T = np.array([k for k, _ in keys]); V = np.array([P[p] for _, p in keys], float)
+    pos, P = HELD[d.position], POSTURES
+    end = "head_first" if (2 * d.somersaults) % 2 else "feet_first"
+    swing = takeoff * np.array([0, rng.uniform(0.25, 0.35), 0.5, 0.74, 1.0])
+    keys = list(zip(swing, ["stand", "stand", "reach", "crouch", "reach"]))
+    at = lambda u: takeoff + u * flight
+    blend = 0.05 if pos != "wrap" else 0.03
+    if d.twists and pos != "wrap":
+        keys += [(at(tw[0]), "wrap"), (at(tw[1]), "wrap")]
+    keys += [(at(hold[0] + blend), pos), (at(hold[1]), pos), (at(min(hold[1] + 0.14, 0.97)), end), (at(1) + entry, end)]
+    F = np.arange(takeoff + flight + entry)
+    T = np.array([k for k, _ in keys])
+    V = np.array([P[p] for _, p in keys], float)
     V[1:] += rng.normal(0, 2.5, V[1:].shape)
     angles = smooth(np.stack([np.interp(F, T, v) for v in V.T], -1), 2)
-    inertia = (skeleton(angles, body)[..., :2]**2).sum(-1) @ MASS                  # about the lateral axis: a tuck spins faster
-    u = np.clip((F - takeoff)/flight, 0, 1); rate = np.where((u > 0) & (u < 1), 1/inertia, 0)
-    som = np.cumsum(rate)/rate.sum() * 2*np.pi*d.somersaults
-    w = np.clip((u - tw[0])/max(tw[1] - tw[0], 1e-6), 0, 1); twist = 2*np.pi*d.twists*w*rng.choice((-1, 1))
+    inertia = (skeleton(angles, body)[..., :2] ** 2).sum(-1) @ MASS  # about the lateral axis: a tuck spins faster
+    u = np.clip((F - takeoff) / flight, 0, 1)
+    rate = np.where((u > 0) & (u < 1), 1 / inertia, 0)
+    som = np.cumsum(rate) / rate.sum() * 2 * np.pi * d.somersaults
+    w = np.clip((u - tw[0]) / max(tw[1] - tw[0], 1e-6), 0, 1)
+    twist = 2 * np.pi * d.twists * w * rng.choice((-1, 1))
     return angles, smooth(som, 2), smooth(twist, 2), u
 
 # %% ../../nbs/data/04_simdive.ipynb #3d98ae72
@@ -159,16 +169,17 @@ def make_dive(
     scene = _scene(rng, water); camera = _camera(rng, com, len(u), water)
     return Dive(tuple(label), int(seed), joints, axes[:, 0], axes[:, 1], phrases, (n0, n0 + n1, len(u)), float(water), camera, scene, pose)
 
-# %% ../../nbs/data/04_simdive.ipynb #a9f763fc
+# %% ../../nbs/data/04_simdive.ipynb #9c1d556f
 def _camera(rng, com, n, water):
     "A camera that follows the diver from either side of the pool; its errors (`shift`) are in the picture, so they do not tell where the diver travels"
-    shift = smooth(rng.normal(0, .35, (n, 2)), 9) + rng.normal(0, (.10, .08)); centre = com.copy()
-    centre[:, 1] = np.maximum(smooth(com[:, 1], 4), water + .35)
-    height = rng.uniform(2.4, 2.95) * np.exp(smooth(rng.normal(0, .12, n), 9))
-    yaw, pitch = np.radians(rng.uniform(-32, 32)) + np.pi*rng.integers(2), np.radians(rng.uniform(-3, 9))
+    shift = smooth(rng.normal(0, 0.35, (n, 2)), 9) + rng.normal(0, (0.10, 0.08))
+    centre = com.copy()
+    centre[:, 1] = np.maximum(smooth(com[:, 1], 4), water + 0.35)
+    height = rng.uniform(2.4, 2.95) * np.exp(smooth(rng.normal(0, 0.12, n), 9))
+    yaw, pitch = np.radians(rng.uniform(-32, 32)) + np.pi * rng.integers(2), np.radians(rng.uniform(-3, 9))
     return dict(yaw=yaw, pitch=pitch, centre=centre, shift=shift, height=height)
 
-# %% ../../nbs/data/04_simdive.ipynb #51b22642
+# %% ../../nbs/data/04_simdive.ipynb #55a9d5d4
 SKIN = ((244, 214, 190), (232, 190, 158), (214, 164, 128), (186, 132, 96), (141, 94, 66), (96, 62, 44))
 SUIT = ((20, 30, 70), (150, 20, 35), (18, 18, 24), (20, 95, 70), (70, 30, 100), (190, 90, 20), (25, 80, 150))
 HAIR = ((30, 22, 18), (70, 46, 28), (120, 84, 48), (196, 164, 104), (150, 60, 30), (200, 30, 40), (235, 235, 235), (25, 60, 140))
@@ -178,30 +189,61 @@ BOARD = ((222, 226, 228), (70, 130, 175), (190, 205, 190), (120, 124, 130))
 def _scene(rng, water):
     "Colours, light, board and a picture of the surroundings"
     pick = lambda c: np.clip(np.array(c[rng.integers(len(c))]) + rng.normal(0, 9, 3), 0, 255)
-    return dict(skin=np.clip(np.array(SKIN[rng.integers(6)])*rng.uniform(.9, 1.08), 0, 255), suit=pick(SUIT), hair=pick(HAIR), pool=pick(POOL), board=pick(BOARD), full=bool(rng.integers(2)),
-                light=np.array([rng.choice((-1, 1))*rng.uniform(.3, .8), .8, .4]), gain=rng.uniform(.78, 1.15), blur=rng.random() < .3,
-                thick=.05 if water > -4.5 else .22, width=.25 if water > -4.5 else .9, back=_surroundings(rng, water), fat=rng.uniform(.9, 1.15))
+    return dict(
+        skin=np.clip(np.array(SKIN[rng.integers(6)]) * rng.uniform(0.9, 1.08), 0, 255),
+        suit=pick(SUIT),
+        hair=pick(HAIR),
+        pool=pick(POOL),
+        board=pick(BOARD),
+        full=bool(rng.integers(2)),
+        light=np.array([rng.choice((-1, 1)) * rng.uniform(0.3, 0.8), 0.8, 0.4]),
+        gain=rng.uniform(0.78, 1.15),
+        blur=rng.random() < 0.3,
+        thick=0.05 if water > -4.5 else 0.22,
+        width=0.25 if water > -4.5 else 0.9,
+        back=_surroundings(rng, water),
+        fat=rng.uniform(0.9, 1.15),
+    )
 
-# %% ../../nbs/data/04_simdive.ipynb #3f381a12
+# %% ../../nbs/data/04_simdive.ipynb #e2fbd7e0
 PX = 40  # background pixels per metre
+
 def _surroundings(rng, water):
     "A wide picture of hall or sky behind the pool, (16 m wide), with stands and spectators"
-    top, low = 6, 5; W, H = 16*PX, int((top - water + low)*PX); img = np.zeros((H, W, 3), np.float32)
-    outdoor = rng.random() < .5; y = np.linspace(0, 1, H)[:, None, None]
-    a, b = ((np.array((110, 165, 220)), np.array((215, 230, 240))) if outdoor else (np.array((150, 158, 165)), np.array((205, 205, 200))))
-    img[:] = (a*(1 - y) + b*y) + rng.normal(0, 10, 3); deck = int((top - water - .4)*PX)
+    top, low = 6, 5
+    W, H = 16 * PX, int((top - water + low) * PX)
+    img = np.zeros((H, W, 3), np.float32)
+    outdoor = rng.random() < 0.5
+    y = np.linspace(0, 1, H)[:, None, None]
+    a, b = (np.array((110, 165, 220)), np.array((215, 230, 240))) if outdoor else (np.array((150, 158, 165)), np.array((205, 205, 200)))
+    img[:] = (a * (1 - y) + b * y) + rng.normal(0, 10, 3)
+    deck = int((top - water - 0.4) * PX)
     if outdoor:
-        for x in range(0, W, 14): cv2.circle(img, (x, deck - int(rng.uniform(30, 75))), int(rng.uniform(14, 30)), (rng.uniform(40, 90), rng.uniform(90, 130), rng.uniform(40, 70)), -1)
+        for x in range(0, W, 14):
+            cv2.circle(
+                img,
+                (x, deck - int(rng.uniform(30, 75))),
+                int(rng.uniform(14, 30)),
+                (rng.uniform(40, 90), rng.uniform(90, 130), rng.uniform(40, 70)),
+                -1,
+            )
     else:
-        for x in range(int(rng.uniform(0, 80)), W, 130): cv2.rectangle(img, (x, 20), (x + 80, int(rng.uniform(.35, .7)*deck)), (rng.uniform(195, 240) + rng.normal(0, 6, 3)).tolist(), -1)
-        for yy in range(0, deck, 46): cv2.line(img, (0, yy), (W, yy), (rng.uniform(130, 180),)*3, 1)
-    stand = rng.uniform(1.5, 3.2)*PX; cv2.rectangle(img, (0, int(deck - stand)), (W, deck), (rng.uniform(80, 160) + rng.normal(0, 14, 3)).tolist(), -1)
+        for x in range(int(rng.uniform(0, 80)), W, 130):
+            cv2.rectangle(
+                img, (x, 20), (x + 80, int(rng.uniform(0.35, 0.7) * deck)), (rng.uniform(195, 240) + rng.normal(0, 6, 3)).tolist(), -1
+            )
+        for yy in range(0, deck, 46):
+            cv2.line(img, (0, yy), (W, yy), (rng.uniform(130, 180),) * 3, 1)
+    stand = rng.uniform(1.5, 3.2) * PX
+    cv2.rectangle(img, (0, int(deck - stand)), (W, deck), (rng.uniform(80, 160) + rng.normal(0, 14, 3)).tolist(), -1)
     for _ in range(int(rng.uniform(30, 130))):
-        x, yy = rng.uniform(0, W), deck - rng.uniform(.2, .95)*stand
-        grey = rng.uniform(50, 200); shirt = (.6*grey + .4*rng.uniform(20, 235, 3)).tolist()
-        cv2.ellipse(img, (int(x), int(yy) + 9), (5, 7), 0, 0, 360, shirt, -1); cv2.circle(img, (int(x), int(yy)), 3, SKIN[rng.integers(6)], -1)
-    cv2.rectangle(img, (0, deck), (W, deck + int(.4*PX)), (rng.uniform(150, 215) + rng.normal(0, 8, 3)).tolist(), -1)
-    return cv2.GaussianBlur(np.clip(img, 0, 255).astype(np.uint8), (0, 0), rng.uniform(.8, 2.2))
+        x, yy = rng.uniform(0, W), deck - rng.uniform(0.2, 0.95) * stand
+        grey = rng.uniform(50, 200)
+        shirt = (0.6 * grey + 0.4 * rng.uniform(20, 235, 3)).tolist()
+        cv2.ellipse(img, (int(x), int(yy) + 9), (5, 7), 0, 0, 360, shirt, -1)
+        cv2.circle(img, (int(x), int(yy)), 3, SKIN[rng.integers(6)], -1)
+    cv2.rectangle(img, (0, deck), (W, deck + int(0.4 * PX)), (rng.uniform(150, 215) + rng.normal(0, 8, 3)).tolist(), -1)
+    return cv2.GaussianBlur(np.clip(img, 0, 255).astype(np.uint8), (0, 0), rng.uniform(0.8, 2.2))
 
 # %% ../../nbs/data/04_simdive.ipynb #1dae25e0
 def project(dive, points, f, size):
@@ -223,80 +265,147 @@ def _capsule(p, q, r0, r1):
 def _fill(img, poly, colour):
     cv2.fillConvexPoly(img, np.round(poly*16).astype(np.int32), colour, cv2.LINE_AA if img.ndim == 3 else cv2.LINE_8, 4)
 
-# %% ../../nbs/data/04_simdive.ipynb #e00ab0c0
-LIMBS = ((5, 7, .052, .042), (7, 9, .042, .030), (6, 8, .052, .042), (8, 10, .042, .030), (11, 13, .085, .058), (13, 15, .058, .038),
-         (12, 14, .085, .058), (14, 16, .058, .038), (15, 19, .036, .022), (16, 20, .036, .022))  # joints, radii in metres; toes are 19 (left), 20 (right)
+# %% ../../nbs/data/04_simdive.ipynb #4396116d
+LIMBS = (
+    (5, 7, 0.052, 0.042),
+    (7, 9, 0.042, 0.030),
+    (6, 8, 0.052, 0.042),
+    (8, 10, 0.042, 0.030),
+    (11, 13, 0.085, 0.058),
+    (13, 15, 0.058, 0.038),
+    (12, 14, 0.085, 0.058),
+    (14, 16, 0.058, 0.038),
+    (15, 19, 0.036, 0.022),
+    (16, 20, 0.036, 0.022),
+)  # joints, radii in metres; toes are 19 (left), 20 (right)
 
 def _body(img, ids, dive, f, size):
     "Draw the diver, far parts first; `ids` (size, size) uint8 gets the number of the part on top + 1"
-    S, s = dive.scene, size/dive.camera["height"][f]; p, z = project(dive, dive.joints[f], f, size); half = ids.shape[0]/size
-    toward = project(dive, dive.camera["centre"][f] + dive.front[f], f, size)[1]            # 1: chest to the camera, -1: back
-    light = project(dive, dive.camera["centre"][f] + S["light"], f, size)[0] - size/2; light = light/(np.hypot(*light) + 1e-9)
-    shade = lambda c, g: np.clip(c*g*S["gain"], 0, 255).tolist()
-    parts = [(z[[a, b]].mean(), i, (a, b, r0, r1)) for i, (a, b, r0, r1) in enumerate(LIMBS)] + [(z[[5, 6, 11, 12]].mean(), 10, None), (z[17], 11, None)]
+    S, s = dive.scene, size / dive.camera["height"][f]
+    p, z = project(dive, dive.joints[f], f, size)
+    half = ids.shape[0] / size
+    toward = project(dive, dive.camera["centre"][f] + dive.front[f], f, size)[1]  # 1: chest to the camera, -1: back
+    light = project(dive, dive.camera["centre"][f] + S["light"], f, size)[0] - size / 2
+    light = light / (np.hypot(*light) + 1e-9)
+    shade = lambda c, g: np.clip(c * g * S["gain"], 0, 255).tolist()
+    parts = [(z[[a, b]].mean(), i, (a, b, r0, r1)) for i, (a, b, r0, r1) in enumerate(LIMBS)] + [
+        (z[[5, 6, 11, 12]].mean(), 10, None),
+        (z[17], 11, None),
+    ]
     for depth, i, limb in sorted(parts, key=lambda v: v[0]):
-        g = 1 + .35*np.clip(depth, -.3, .3)
+        g = 1 + 0.35 * np.clip(depth, -0.3, 0.3)
         if limb:
-            a, b, r0, r1 = limb; r0, r1 = r0*s*S["fat"], r1*s*S["fat"]; outline = _capsule(p[a], p[b], r0, r1)
-            _fill(img, outline, shade(S["skin"], .66*g)); o = light*.28*r0
-            _fill(img, _capsule(p[a] + o, p[b] + o*r1/r0, .66*r0, .62*r1), shade(S["skin"], g))
-            if i in (4, 6): _fill(img, _capsule(p[a], p[a] + .22*(p[b] - p[a]), r0*1.05, r0), shade(S["suit"], .9*g))
-        elif i == 10: outline = _torso(img, p, s, S, toward, light, g, shade)
-        else: outline = _head(img, p, z, s, S, g, shade)
-        _fill(ids, outline*half, i + 1)
+            a, b, r0, r1 = limb
+            r0, r1 = r0 * s * S["fat"], r1 * s * S["fat"]
+            outline = _capsule(p[a], p[b], r0, r1)
+            _fill(img, outline, shade(S["skin"], 0.66 * g))
+            o = light * 0.28 * r0
+            _fill(img, _capsule(p[a] + o, p[b] + o * r1 / r0, 0.66 * r0, 0.62 * r1), shade(S["skin"], g))
+            if i in (4, 6):
+                _fill(img, _capsule(p[a], p[a] + 0.22 * (p[b] - p[a]), r0 * 1.05, r0), shade(S["suit"], 0.9 * g))
+        elif i == 10:
+            outline = _torso(img, p, s, S, toward, light, g, shade)
+        else:
+            outline = _head(img, p, z, s, S, g, shade)
+        _fill(ids, outline * half, i + 1)
 
-# %% ../../nbs/data/04_simdive.ipynb #56506c29
+# %% ../../nbs/data/04_simdive.ipynb #62ddfbc5
 def _ring(p, r, n=10):
-    a = np.linspace(0, 2*np.pi, n, endpoint=False); return p + r*np.stack([np.cos(a), np.sin(a)], -1)
+    a = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    return p + r * np.stack([np.cos(a), np.sin(a)], -1)
 
-def _hull(*rings): return cv2.convexHull(np.concatenate(rings).astype(np.float32))[:, 0].astype(float)
+def _hull(*rings):
+    return cv2.convexHull(np.concatenate(rings).astype(np.float32))[:, 0].astype(float)
 
 def _torso(img, p, s, S, toward, light, g, shade):
     "Chest, back and suit: a back is darker and shows the spine, a chest shows its muscles"
-    r, q = .095*s*S["fat"], .085*s*S["fat"]; waist = (p[5] + p[6])*.25 + (p[11] + p[12])*.25
-    outline = _hull(*[_ring(p[j], r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)], _ring(p[18], .05*s))
-    _fill(img, outline, shade(S["skin"], .62*g)); m = outline.mean(0)
-    _fill(img, m + .8*(outline - m) + light*.03*s, shade(S["skin"], (.95 if toward > 0 else .84)*g))
-    if S["full"]: _fill(img, _hull(*[_ring(.35*p[11] + .65*p[j], .7*r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)]), shade(S["suit"], g))
-    else: _fill(img, _hull(*[_ring(p[j], q) for j in (11, 12)], _ring(waist*.3 + (p[11] + p[12])*.35, q)), shade(S["suit"], g))
-    mid = (p[5] + p[6])/2
-    if toward < -.25: cv2.line(img, *[tuple(int(v) for v in np.round(16*x)) for x in (mid, (p[11] + p[12])/2)], shade(S["skin"], .45), max(1, int(.02*s)), cv2.LINE_AA, 4)
-    elif toward > .25:
-        for j in (5, 6): _fill(img, _ring(.55*p[j] + .45*mid + (waist - mid)*.28, .055*s), shade(S["suit"] if S["full"] else S["skin"], 1.12*g))
+    r, q = 0.095 * s * S["fat"], 0.085 * s * S["fat"]
+    waist = (p[5] + p[6]) * 0.25 + (p[11] + p[12]) * 0.25
+    outline = _hull(*[_ring(p[j], r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)], _ring(p[18], 0.05 * s))
+    _fill(img, outline, shade(S["skin"], 0.62 * g))
+    m = outline.mean(0)
+    _fill(img, m + 0.8 * (outline - m) + light * 0.03 * s, shade(S["skin"], (0.95 if toward > 0 else 0.84) * g))
+    if S["full"]:
+        _fill(
+            img,
+            _hull(*[_ring(0.35 * p[11] + 0.65 * p[j], 0.7 * r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)]),
+            shade(S["suit"], g),
+        )
+    else:
+        _fill(img, _hull(*[_ring(p[j], q) for j in (11, 12)], _ring(waist * 0.3 + (p[11] + p[12]) * 0.35, q)), shade(S["suit"], g))
+    mid = (p[5] + p[6]) / 2
+    if toward < -0.25:
+        cv2.line(
+            img,
+            *[tuple(int(v) for v in np.round(16 * x)) for x in (mid, (p[11] + p[12]) / 2)],
+            shade(S["skin"], 0.45),
+            max(1, int(0.02 * s)),
+            cv2.LINE_AA,
+            4,
+        )
+    elif toward > 0.25:
+        for j in (5, 6):
+            _fill(
+                img,
+                _ring(0.55 * p[j] + 0.45 * mid + (waist - mid) * 0.28, 0.055 * s),
+                shade(S["suit"] if S["full"] else S["skin"], 1.12 * g),
+            )
     return outline
 
 def _head(img, p, z, s, S, g, shade):
     "Cap or hair behind, face in front: the face is drawn only where the camera sees it"
-    r = .118*s; n = (p[0] - p[17]); outline = _ring(p[17], r, 16); near = np.clip((z[0] - z[17])/.12, -1, 1)
-    _fill(img, _capsule(p[18], p[17], .055*s, .06*s), shade(S["skin"], .7*g)); _fill(img, outline, shade(S["hair"], .9*g))
-    if near > -.75:
-        face = p[17] + n*.36; _fill(img, _ring(face, r*.80, 14), shade(S["skin"], 1.02*g)); _fill(img, _ring(p[0] - n*.12, .03*s, 8), shade(S["skin"], .9*g))
+    r = 0.118 * s
+    n = p[0] - p[17]
+    outline = _ring(p[17], r, 16)
+    near = np.clip((z[0] - z[17]) / 0.12, -1, 1)
+    _fill(img, _capsule(p[18], p[17], 0.055 * s, 0.06 * s), shade(S["skin"], 0.7 * g))
+    _fill(img, outline, shade(S["hair"], 0.9 * g))
+    if near > -0.75:
+        face = p[17] + n * 0.36
+        _fill(img, _ring(face, r * 0.80, 14), shade(S["skin"], 1.02 * g))
+        _fill(img, _ring(p[0] - n * 0.12, 0.03 * s, 8), shade(S["skin"], 0.9 * g))
         for e in (1, 2):
-            if z[e] > z[17] - .02: _fill(img, _ring(p[e], .018*s, 6), shade(np.array((30., 25, 25)), 1))
+            if z[e] > z[17] - 0.02:
+                _fill(img, _ring(p[e], 0.018 * s, 6), shade(np.array((30.0, 25, 25)), 1))
     return outline
 
-# %% ../../nbs/data/04_simdive.ipynb #69430724
-def _slab(lo, hi): return np.array([[x, y, z] for x in (lo[0], hi[0]) for y in (lo[1], hi[1]) for z in (lo[2], hi[2])], float)
+# %% ../../nbs/data/04_simdive.ipynb #83f4fe1e
+def _slab(lo, hi):
+    return np.array([[x, y, z] for x in (lo[0], hi[0]) for y in (lo[1], hi[1]) for z in (lo[2], hi[2])], float)
 
 def _board(img, dive, f, size):
     "Springboard or platform with its column; it ends at x = 0 and stands behind it"
-    S = dive.scene; w, t, bottom = S["width"], S["thick"], dive.water - .3; tone = lambda k: np.clip(S["board"]*k*S["gain"], 0, 255).tolist()
+    S = dive.scene
+    w, t, bottom = S["width"], S["thick"], dive.water - 0.3
+    tone = lambda k: np.clip(S["board"] * k * S["gain"], 0, 255).tolist()
     draw = lambda lo, hi, k: _fill(img, _hull(project(dive, _slab(lo, hi), f, size)[0]), tone(k))
-    draw((-1.7, bottom, -.35), (-1.15, -t, .35), .55); draw((-4.8, bottom, -.35), (-4.2, -t, .35), .5)
-    draw((-5, -t, -w), (.02, 0, w), .78); draw((-5, -.012, -w), (.02, 0, w), 1.08); draw((-.32, -.01, -w), (.02, .004, w), .35)
-    if S["thick"] > .1: draw((-4.6, .82, -w), (-1.6, .88, -w + .04), .6); draw((-1.65, 0, -w), (-1.6, .88, -w + .04), .6)
+    draw((-1.7, bottom, -0.35), (-1.15, -t, 0.35), 0.55)
+    draw((-4.8, bottom, -0.35), (-4.2, -t, 0.35), 0.5)
+    draw((-5, -t, -w), (0.02, 0, w), 0.78)
+    draw((-5, -0.012, -w), (0.02, 0, w), 1.08)
+    draw((-0.32, -0.01, -w), (0.02, 0.004, w), 0.35)
+    if S["thick"] > 0.1:
+        draw((-4.6, 0.82, -w), (-1.6, 0.88, -w + 0.04), 0.6)
+        draw((-1.65, 0, -w), (-1.6, 0.88, -w + 0.04), 0.6)
 
 def _water(img, dive, f, size):
     "The surface hides what is below it; a splash grows where the diver enters"
-    S = dive.scene; y = project(dive, np.array([dive.camera["centre"][f, 0], dive.water, 0.]), f, size)[0][1]; y = int(y)
+    S = dive.scene
+    y = project(dive, np.array([dive.camera["centre"][f, 0], dive.water, 0.0]), f, size)[0][1]
+    y = int(y)
     if y < size:
-        band = img[max(y, 0):]; pool = S["pool"]*S["gain"]*np.linspace(1.15, .85, max(len(band), 1))[:, None, None]
-        img[max(y, 0):] = np.clip(.22*band + .78*pool, 0, 255).astype(np.uint8)
-        for k in range(3): cv2.line(img, (0, y + 4 + 9*k), (size, y + 4 + 9*k), np.clip(pool[0, 0]*1.15, 0, 255).tolist(), 1)
+        band = img[max(y, 0) :]
+        pool = S["pool"] * S["gain"] * np.linspace(1.15, 0.85, max(len(band), 1))[:, None, None]
+        img[max(y, 0) :] = np.clip(0.22 * band + 0.78 * pool, 0, 255).astype(np.uint8)
+        for k in range(3):
+            cv2.line(img, (0, y + 4 + 9 * k), (size, y + 4 + 9 * k), np.clip(pool[0, 0] * 1.15, 0, 255).tolist(), 1)
     n = f - dive.stages[1] + 1
     if n > 0:
-        q = np.random.default_rng([dive.seed, f]); x = project(dive, np.array([dive.joints[f, :, 0].mean(), dive.water, 0.]), f, size)[0]; s = size/dive.camera["height"][f]
-        for dx, dy, r in zip(q.normal(0, .12 + .02*n, 40), np.abs(q.normal(0, .07*min(n, 7), 40)), q.uniform(.01, .04, 40)): _fill(img, _ring(x + s*np.array([dx, -dy]), r*s, 7), (238, 246, 250))
+        q = np.random.default_rng([dive.seed, f])
+        x = project(dive, np.array([dive.joints[f, :, 0].mean(), dive.water, 0.0]), f, size)[0]
+        s = size / dive.camera["height"][f]
+        for dx, dy, r in zip(q.normal(0, 0.12 + 0.02 * n, 40), np.abs(q.normal(0, 0.07 * min(n, 7), 40)), q.uniform(0.01, 0.04, 40)):
+            _fill(img, _ring(x + s * np.array([dx, -dy]), r * s, 7), (238, 246, 250))
 
 # %% ../../nbs/data/04_simdive.ipynb #4f4572d0
 def render(
@@ -316,23 +425,30 @@ def render(
         hidden[i] = _covered(ids, p) | (dive.joints[f, :17, 1] < dive.water)
     return images, keypoints, hidden
 
-# %% ../../nbs/data/04_simdive.ipynb #eb9d0b9b
-OWN = np.zeros((17, 13), bool)   # which parts carry a joint (part + 1; 0 = none)
-for _i, (_a, _b, *_) in enumerate(LIMBS): OWN[[j for j in (_a, _b) if j < 17], _i + 1] = True
-OWN[[5, 6, 11, 12], 11] = True; OWN[:5, 12] = True; OWN[:, 0] = True
+# %% ../../nbs/data/04_simdive.ipynb #85b0ca1c
+OWN = np.zeros((17, 13), bool)  # which parts carry a joint (part + 1; 0 = none)
+for _i, (_a, _b, *_) in enumerate(LIMBS):
+    OWN[[j for j in (_a, _b) if j < 17], _i + 1] = True
+OWN[[5, 6, 11, 12], 11] = True
+OWN[:5, 12] = True
+OWN[:, 0] = True
 
 def _covered(ids, p):
     "Which joints (17, 2) lie under a part that is not their own"
-    x, y = np.clip(np.floor(p).astype(int), 0, ids.shape[0] - 1).T; return ~OWN[np.arange(17), ids[y, x]]
+    x, y = np.clip(np.floor(p).astype(int), 0, ids.shape[0] - 1).T
+    return ~OWN[np.arange(17), ids[y, x]]
 
 def _background(dive, f, size):
     "The part of the surroundings behind the diver; they are far away and move less than the board"
-    c, k = dive.camera, PX*dive.camera["height"][f]/size; back = dive.scene["back"]; x = ((c["centre"][f, 0] + c["shift"][f, 0])*.4*np.cos(c["yaw"]) + 8)*PX
-    y = (6 - c["centre"][f, 1] - c["shift"][f, 1])*PX; M = np.array([[k, 0, x - k*size/2], [0, k, y - k*size/2]], np.float32)
+    c, k = dive.camera, PX * dive.camera["height"][f] / size
+    back = dive.scene["back"]
+    x = ((c["centre"][f, 0] + c["shift"][f, 0]) * 0.4 * np.cos(c["yaw"]) + 8) * PX
+    y = (6 - c["centre"][f, 1] - c["shift"][f, 1]) * PX
+    M = np.array([[k, 0, x - k * size / 2], [0, k, y - k * size / 2]], np.float32)
     img = cv2.warpAffine(back, M, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
     return cv2.convertScaleAbs(img, alpha=dive.scene["gain"])
 
-# %% ../../nbs/data/04_simdive.ipynb #b3a1026b
+# %% ../../nbs/data/04_simdive.ipynb #61c46a27
 FACTS = dict(  # what a single frame shows; value 0 is always "cannot be told"
     place=("", "standing on the board", "in the air", "entering the water"),
     position=("", "straight", "pike", "tuck", "crouching"),
@@ -340,40 +456,60 @@ FACTS = dict(  # what a single frame shows; value 0 is always "cannot be told"
     board=("", "on the left", "on the right", "out of view"),
     facing=("", "facing the board", "facing away from the board"),
     side=("", "chest", "back", "left side", "right side"),
-    toward=("", "to the left", "to the right"))
+    toward=("", "to the left", "to the right"),
+)
 SIZE_OF_FACTS = [len(v) for v in FACTS.values()]
 
 def frame_facts(
-    dive:Dive,
-    frames=None # frame numbers; all if None
-) -> np.ndarray: # (n, 7) int8, in the order of FACTS
+    dive: Dive,
+    frames=None,  # frame numbers; all if None
+) -> np.ndarray:  # (n, 7) int8, in the order of FACTS
     "The visible facts of each frame, from the simulation's own geometry"
-    F = np.arange(len(dive)) if frames is None else np.asarray(frames); out = np.zeros((len(F), 7), np.int8); n0, n1, _ = dive.stages
-    c, s = np.cos(dive.camera["yaw"]), np.sin(dive.camera["yaw"]); front, up, half = dive.front[F], dive.up[F], dive.camera["height"][F]/2
-    right = np.cross(front, up); img_x = lambda v: c*v[:, 0] - s*v[:, 2]; depth = lambda v: s*v[:, 0] + c*v[:, 2]
-    out[:, 0] = np.where(F < n0, 1, np.where(F < n1, 2, 3)); out[:, 1] = np.array((1, 2, 3, 4))[dive.posture[F]]
-    tip = -dive.camera["centre"][F]; x = np.stack([img_x(tip - [d, 0, 0]) for d in (0, .5, 1)], 1); off = dive.camera["shift"][F]
-    seen = (np.abs(x - off[:, :1]) < half[:, None]*.9) & (np.abs(tip[:, 1] - off[:, 1]) < half*.95)[:, None]
-    offset = np.where(seen, x - img_x(dive.joints[F, :17].mean(1) - dive.camera["centre"][F])[:, None], 0).sum(1)/np.maximum(seen.sum(1), 1); vis = seen.sum(1) > 1
+    F = np.arange(len(dive)) if frames is None else np.asarray(frames)
+    out = np.zeros((len(F), 7), np.int8)
+    n0, n1, _ = dive.stages
+    c, s = np.cos(dive.camera["yaw"]), np.sin(dive.camera["yaw"])
+    front, up, half = dive.front[F], dive.up[F], dive.camera["height"][F] / 2
+    right = np.cross(front, up)
+    img_x = lambda v: c * v[:, 0] - s * v[:, 2]
+    depth = lambda v: s * v[:, 0] + c * v[:, 2]
+    out[:, 0] = np.where(F < n0, 1, np.where(F < n1, 2, 3))
+    out[:, 1] = np.array((1, 2, 3, 4))[dive.posture[F]]
+    tip = -dive.camera["centre"][F]
+    x = np.stack([img_x(tip - [d, 0, 0]) for d in (0, 0.5, 1)], 1)
+    off = dive.camera["shift"][F]
+    seen = (np.abs(x - off[:, :1]) < half[:, None] * 0.9) & (np.abs(tip[:, 1] - off[:, 1]) < half * 0.95)[:, None]
+    offset = np.where(seen, x - img_x(dive.joints[F, :17].mean(1) - dive.camera["centre"][F])[:, None], 0).sum(1) / np.maximum(
+        seen.sum(1), 1
+    )
+    vis = seen.sum(1) > 1
     out[:, 3] = np.where(vis, np.where(offset < 0, 1, 2), np.where(seen.any(1), 0, 3))
-    out[:, 2] = np.where(up[:, 1] > .6, 1, np.where(up[:, 1] < -.6, 2, np.where(np.abs(up[:, 1]) < .4, 3, 0)))
-    out[:, 4] = np.where(vis & (np.abs(front[:, 0]) > .6) & (out[:, 2] == 1), np.where(front[:, 0] < 0, 1, 2), 0)
-    d, r = depth(front), depth(right); out[:, 5] = np.where(d > .75, 1, np.where(d < -.75, 2, np.where(r < -.75, 3, np.where(r > .75, 4, 0))))
-    out[:, 6] = np.where(np.abs(img_x(front)) > .6, np.where(img_x(front) < 0, 1, 2), 0)
+    out[:, 2] = np.where(up[:, 1] > 0.6, 1, np.where(up[:, 1] < -0.6, 2, np.where(np.abs(up[:, 1]) < 0.4, 3, 0)))
+    out[:, 4] = np.where(vis & (np.abs(front[:, 0]) > 0.6) & (out[:, 2] == 1), np.where(front[:, 0] < 0, 1, 2), 0)
+    d, r = depth(front), depth(right)
+    out[:, 5] = np.where(d > 0.75, 1, np.where(d < -0.75, 2, np.where(r < -0.75, 3, np.where(r > 0.75, 4, 0))))
+    out[:, 6] = np.where(np.abs(img_x(front)) > 0.6, np.where(img_x(front) < 0, 1, 2), 0)
     return out
 
-# %% ../../nbs/data/04_simdive.ipynb #7f484efa
+# %% ../../nbs/data/04_simdive.ipynb #42729237
 CAPTIONS = dict(
-    place=("the diver is {}", "{}"), position=("the body is in {} position", "a {} body"), orientation=("the body is {}", "{}"),
-    board=("the board is {}", "a board {}"), facing=("the diver is {}", "{}"), side=("we see the {} of the diver", "the {} seen"), toward=("the chest points {} of the picture", "looking {}"))
+    place=("the diver is {}", "{}"),
+    position=("the body is in {} position", "a {} body"),
+    orientation=("the body is {}", "{}"),
+    board=("the board is {}", "a board {}"),
+    facing=("the diver is {}", "{}"),
+    side=("we see the {} of the diver", "the {} seen"),
+    toward=("the chest points {} of the picture", "looking {}"),
+)
 
 def caption(
-    facts,     # (7,) values, as FACTS; 0 is left out
-    rng=None   # numpy generator for wording and order; None: the first wording in FACTS' order
+    facts,  # (7,) values, as FACTS; 0 is left out
+    rng=None,  # numpy generator for wording and order; None: the first wording in FACTS' order
 ) -> str:
     "A sentence that says the given facts"
     parts = [(CAPTIONS[k][0 if rng is None else rng.integers(2)]).format(FACTS[k][v]) for k, v in zip(FACTS, facts) if v]
-    if rng is not None: parts = [parts[i] for i in rng.permutation(len(parts))]
+    if rng is not None:
+        parts = [parts[i] for i in rng.permutation(len(parts))]
     return "a photo of a diver: " + ", ".join(parts) if parts else "a photo of a diver"
 
 # %% ../../nbs/data/04_simdive.ipynb #f11b1711
@@ -387,22 +523,30 @@ def choose_classes(
     if not 2 <= n <= 48: raise ValueError(f"--classes {n}: expected 2 to 48")
     return [DIVING48[i] for i in sorted(ORDER[:n])]
 
-# %% ../../nbs/data/04_simdive.ipynb #d0ab3ee3
+# %% ../../nbs/data/04_simdive.ipynb #9e541a87
 def detector_noise(
-    keypoints:np.ndarray, # (F, 17, 2) pixels
-    hidden:np.ndarray,    # (F, 17) bool
-    amount:float,         # 0: exact; 1: about what a good detector makes of a diver
-    rng,                  # numpy generator
-    size:int=128          # pixels
-) -> tuple:               # keypoints, scores (F, 17)
+    keypoints: np.ndarray,  # (F, 17, 2) pixels
+    hidden: np.ndarray,  # (F, 17) bool
+    amount: float,  # 0: exact; 1: about what a good detector makes of a diver
+    rng,  # numpy generator
+    size: int = 128,  # pixels
+) -> tuple:  # keypoints, scores (F, 17)
     "Jitter, left/right swaps, misses and a wrong person, as a real pose detector makes them"
-    F = len(keypoints); scores = np.where(hidden, .5, 1.).astype(np.float32)
-    if amount <= 0: return keypoints.astype(np.float32), scores
-    sigma = size*.008*amount*np.where(hidden, 3, 1)[..., None]; out = keypoints + rng.normal(0, 1, keypoints.shape)*sigma
-    swap = rng.random(F) < .04*amount; left = np.arange(1, 17, 2); out[np.ix_(swap, left)], out[np.ix_(swap, left + 1)] = out[np.ix_(swap, left + 1)], out[np.ix_(swap, left)]
-    wrong = rng.random(F) < .02*amount; out[wrong] = out[wrong]*.4 + rng.uniform(0, .6*size, (wrong.sum(), 1, 2))
-    scores = np.clip(scores*rng.beta(9, 1.5, scores.shape), 0, 1).astype(np.float32)
-    missed = rng.random(scores.shape) < .03*amount*np.where(hidden, 3, 1); scores[missed] = 0; out[missed] = 0
+    F = len(keypoints)
+    scores = np.where(hidden, 0.5, 1.0).astype(np.float32)
+    if amount <= 0:
+        return keypoints.astype(np.float32), scores
+    sigma = size * 0.008 * amount * np.where(hidden, 3, 1)[..., None]
+    out = keypoints + rng.normal(0, 1, keypoints.shape) * sigma
+    swap = rng.random(F) < 0.04 * amount
+    left = np.arange(1, 17, 2)
+    out[np.ix_(swap, left)], out[np.ix_(swap, left + 1)] = out[np.ix_(swap, left + 1)], out[np.ix_(swap, left)]
+    wrong = rng.random(F) < 0.02 * amount
+    out[wrong] = out[wrong] * 0.4 + rng.uniform(0, 0.6 * size, (wrong.sum(), 1, 2))
+    scores = np.clip(scores * rng.beta(9, 1.5, scores.shape), 0, 1).astype(np.float32)
+    missed = rng.random(scores.shape) < 0.03 * amount * np.where(hidden, 3, 1)
+    scores[missed] = 0
+    out[missed] = 0
     return out.astype(np.float32), scores
 
 # %% ../../nbs/data/04_simdive.ipynb #9ae7d4a3
@@ -429,59 +573,80 @@ def write_clip(
     save_arrays(truth, keypoints=keypoints, hidden=hidden, phrases=dive.phrases, facts=frame_facts(dive), stages=np.array(dive.stages))
     return len(dive)
 
-# %% ../../nbs/data/04_simdive.ipynb #90e432be
+# %% ../../nbs/data/04_simdive.ipynb #c72fa29f
 def save_arrays(path, **arrays):
     "Write a .npz in one piece: a temporary file that takes the name once it is whole"
-    path = Path(path); tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
+        with open(tmp, "wb") as f:
+            np.savez_compressed(f, **arrays)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 def load_truth(path) -> dict:
     "What the simulation knows about a clip: keypoints, hidden, phrases (F, 4), facts (F, 7), stages"
     try:
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in ("keypoints", "hidden", "phrases", "facts", "stages")}
-    except (OSError, KeyError, ValueError) as e: raise ValueError(f"{path}: not a SimDive truth file ({e})") from None
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in ("keypoints", "hidden", "phrases", "facts", "stages")}
+    except (OSError, KeyError, ValueError) as e:
+        raise ValueError(f"{path}: not a SimDive truth file ({e})") from None
 
 def _save_json(path, value):
-    tmp = Path(path).with_name(f".{Path(path).name}.tmp"); tmp.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"); os.replace(tmp, path)
+    tmp = Path(path).with_name(f".{Path(path).name}.tmp")
+    tmp.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(tmp, path)
 
-# %% ../../nbs/data/04_simdive.ipynb #c3f1ebe1
-def _job(args): return write_clip(*args)
+# %% ../../nbs/data/04_simdive.ipynb #779fc24b
+def _job(args):
+    return write_clip(*args)
 
 def _run(jobs, workers, progress):
     "Frames of every job, in order, with `workers` processes"
     from tqdm import tqdm
     from concurrent.futures import ProcessPoolExecutor
     import multiprocessing as mp, sys
-    bar = lambda it: tqdm(it, total=len(jobs), desc="SimDive", unit="clip", disable=not progress, mininterval=1 if sys.stderr.isatty() else 20)
-    if workers <= 1: return [_job(j) for j in bar(jobs)]
-    with ProcessPoolExecutor(workers, mp.get_context("spawn")) as pool: return list(bar(pool.map(_job, jobs, chunksize=4)))
 
-# %% ../../nbs/data/04_simdive.ipynb #0d6ce9da
+    bar = lambda it: tqdm(
+        it, total=len(jobs), desc="SimDive", unit="clip", disable=not progress, mininterval=1 if sys.stderr.isatty() else 20
+    )
+    if workers <= 1:
+        return [_job(j) for j in bar(jobs)]
+    with ProcessPoolExecutor(workers, mp.get_context("spawn")) as pool:
+        return list(bar(pool.map(_job, jobs, chunksize=4)))
+
+# %% ../../nbs/data/04_simdive.ipynb #9ec87488
 def generate(
-    out,                 # folder to fill; resumed if it holds a part of the same data set
-    classes:int=48,      # 2 to 48
-    train:int=60,        # training clips per class
-    test:int=20,         # test clips per class
-    seed:int=0,
-    workers:int=0,       # processes; 0: one per core
-    size:int=128,        # pixels
-    noise:float=0,       # how wrong the poses are, see detector_noise
-    progress:bool=True
-) -> Path:               # `out`
+    out,  # folder to fill; resumed if it holds a part of the same data set
+    classes: int = 48,  # 2 to 48
+    train: int = 60,  # training clips per class
+    test: int = 20,  # test clips per class
+    seed: int = 0,
+    workers: int = 0,  # processes; 0: one per core
+    size: int = 128,  # pixels
+    noise: float = 0,  # how wrong the poses are, see detector_noise
+    progress: bool = True,
+) -> Path:  # `out`
     "Write SimDive in Diving48's format. The same arguments and versions give the same bytes."
     out, labels = Path(out), choose_classes(classes)
-    if train < 1 or test < 1: raise ValueError(f"--train {train} --test {test}: expected at least one clip per class")
-    if size < 32 or size % 2: raise ValueError(f"--size {size}: expected an even number of pixels, 32 or more")
+    if train < 1 or test < 1:
+        raise ValueError(f"--train {train} --test {test}: expected at least one clip per class")
+    if size < 32 or size % 2:
+        raise ValueError(f"--size {size}: expected an even number of pixels, 32 or more")
     meta = dict(version=VERSION, classes=classes, train=train, test=test, seed=seed, size=size, noise=noise)
-    for d in ("rgb", "pose", "truth"): (out/d).mkdir(parents=True, exist_ok=True)
-    known = json.loads((out/"meta.json").read_text()) if (out/"meta.json").exists() else meta
-    if known != meta: raise ValueError(f"{out/'meta.json'}: another data set is here ({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})")
-    _save_json(out/"meta.json", meta); _save_json(out/"SimDive_vocab.json", [list(l) for l in labels])
-    records = {s: [(f"simdive_{s}_{i:05d}", i % classes) for i in range(n*classes)] for s, n in (("train", train), ("test", test))}
+    for d in ("rgb", "pose", "truth"):
+        (out / d).mkdir(parents=True, exist_ok=True)
+    known = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else meta
+    if known != meta:
+        raise ValueError(
+            f"{out / 'meta.json'}: another data set is here ({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})"
+        )
+    _save_json(out / "meta.json", meta)
+    _save_json(out / "SimDive_vocab.json", [list(l) for l in labels])
+    records = {s: [(f"simdive_{s}_{i:05d}", i % classes) for i in range(n * classes)] for s, n in (("train", train), ("test", test))}
     jobs = [(str(out), name, labels[y], clip_seed(seed, s, i), size, noise) for s, r in records.items() for i, (name, y) in enumerate(r)]
     frames = iter(_run(jobs, workers or os.cpu_count() or 1, progress))
-    for s, r in records.items(): _save_json(out/f"SimDive_V1_{s}.json", [dict(vid_name=v, label=y, start_frame=0, end_frame=next(frames)) for v, y in r])
+    for s, r in records.items():
+        _save_json(out / f"SimDive_V1_{s}.json", [dict(vid_name=v, label=y, start_frame=0, end_frame=next(frames)) for v, y in r])
     return out

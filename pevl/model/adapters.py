@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 from .clip import attend
 
-# %% ../../nbs/model/02_adapters.ipynb #881ef78d
+# %% ../../nbs/model/02_adapters.ipynb #ae5c8cde
 class Adapter(nn.Module):
     "Linear(D → rD), GELU, Linear(rD → D); the second one starts at zero, so at first it adds nothing"
     def __init__(self,
@@ -19,8 +19,8 @@ class Adapter(nn.Module):
         ratio: float=.25,  # width of the bottleneck, as a share of D
         skip: bool=False   # return x + adapter(x) instead of adapter(x)
     ):
-        super().__init__()
-        self.down, self.act, self.up, self.skip = nn.Linear(D, max(1, round(ratio*D))), nn.GELU(), nn.Linear(max(1, round(ratio*D)), D), skip
+        super().__init__(); inner = max(1, round(ratio*D)); self.skip = skip
+        self.down, self.act, self.up = nn.Linear(D, inner), nn.GELU(), nn.Linear(inner, D)
         nn.init.zeros_(self.up.weight); nn.init.zeros_(self.up.bias)
 
     def forward(self, x): # (..., D) -> (..., D)

@@ -76,7 +76,7 @@ def read_weights(
         raise ValueError(f"{path}: expected a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
-# %% ../../nbs/model/01_clip.ipynb #5f667ffc
+# %% ../../nbs/model/01_clip.ipynb #bf4b2512
 def _some(names, n=3): return ", ".join(sorted(names)[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 def load_state(
@@ -87,7 +87,8 @@ def load_state(
     "Copy weights into a model; ValueError in one line if a name is missing, unknown or of another shape"
     own = model.state_dict(); state = {k: v for k, v in state.items() if k in own or k not in _EXTRA}
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
-    shapes = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    both = [(k, tuple(state[k].shape), tuple(v.shape)) for k, v in own.items() if k in state]
+    shapes = [f"{k} is {found}, expected {expected}" for k, found, expected in both if found != expected]
     parts = [f"missing {_some(missing)}"]*bool(missing) + [f"unexpected {_some(unknown)}"]*bool(unknown) + shapes[:3]
     if parts: raise ValueError(f"{source}: does not fit the model: {'; '.join(parts)}")
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
@@ -121,7 +122,7 @@ def release_file(
     if found != expected: raise ValueError(f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged")
     return path
 
-# %% ../../nbs/model/01_clip.ipynb #cc3e5ea5
+# %% ../../nbs/model/01_clip.ipynb #627cd948
 def clip_file(
     name: str # a key of CLIPS, or one of open_clip's models
 ) -> Path:
@@ -130,7 +131,7 @@ def clip_file(
     from open_clip import download_pretrained, get_pretrained_cfg
     try: path = download_pretrained(get_pretrained_cfg(CLIPS.get(name, name), "openai"))
     except Exception as e:
-        raise OSError(f"CLIP weights of {name!r} could not be downloaded ({type(e).__name__}): give the path of a local file instead") from None
+        raise OSError(f"CLIP weights of {name!r}: download failed ({type(e).__name__}), give the path of a local file instead") from None
     if not path: raise ValueError(f"CLIP {name!r}: open_clip knows no OpenAI weights for it, give the path of a local file")
     return Path(path)
 
@@ -157,7 +158,7 @@ def preprocess(
     mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1)*255 for v in (image_mean, image_std))
     return (frames.float() - mean).div_(std)
 
-# %% ../../nbs/model/01_clip.ipynb #9c9f8cb4
+# %% ../../nbs/model/01_clip.ipynb #5fd26e15
 def embed_patches(
     visual: nn.Module,   # open_clip's vision transformer
     images: torch.Tensor # (B, 3, H, W) float, preprocessed
@@ -165,7 +166,8 @@ def embed_patches(
     "Images to tokens: the class token and one token per patch, with positions, normalised"
     x = visual.conv1(images).flatten(2).transpose(1, 2)                    # (B, N, D)
     if x.shape[1] + 1 != len(visual.positional_embedding):
-        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: this CLIP expects {visual.image_size[0]} x {visual.image_size[1]}")
+        (H, W), size = visual.image_size, tuple(images.shape[-2:])
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels: this CLIP expects {H} x {W}")
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
     return visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
 

@@ -135,7 +135,7 @@ class PoseEncoder(nn.Module):
 
     def forward(self, keypoints, scores, image_size): return self.pool(self.tokens(keypoints, scores, image_size), scores)
 
-# %% ../../nbs/model/03_encoders.ipynb #b4d549d8
+# %% ../../nbs/model/03_encoders.ipynb #aea0c8fc
 def pose_tokens(
     encoder: PoseEncoder,
     keypoints: torch.Tensor, # (B, T, J, 2) pixels of the crop
@@ -145,7 +145,8 @@ def pose_tokens(
 ): # (B, T, J + 1, D), or that and (B, T, J)
     "Joints through the blocks; nobody looks at a missing joint"
     if keypoints.shape[1:3] != (encoder.T, encoder.J):
-        raise ValueError(f"pose of {' frames and '.join(map(str, keypoints.shape[1:3]))} joints: this encoder expects {encoder.T} and {encoder.J}")
+        T, J = keypoints.shape[1:3]
+        raise ValueError(f"pose of {T} frames and {J} joints: this encoder expects {encoder.T} and {encoder.J}")
     points = torch.where(scores[..., None] > 0, normalise(keypoints, image_size), 0.)
     x = encoder.embed(points, scores); x = encoder.visual.ln_pre(x) if encoder.pose_norm else x
     missing = nn.functional.pad(scores <= 0, (0, 1), value=False) if (scores <= 0).any() else None

@@ -43,7 +43,7 @@ class PeVLConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/model/07_pevl.ipynb #1ed63fc4
+# %% ../../nbs/model/07_pevl.ipynb #43534e80
 _CHOICES = dict(pose_token=("plain", "mlp"), pose_pool=("mean", "token"), fusion=("concat", "mean"))
 
 def check_config(c: PeVLConfig):
@@ -52,7 +52,8 @@ def check_config(c: PeVLConfig):
         value = getattr(c, name); value = (value,) if isinstance(value, str) else tuple(value); setattr(c, name, value)
         bad = [v for v in value if v not in ("video", "pose", "text")]
         if bad or len(set(value)) < len(value): raise ValueError(f"{name} {value}: expected some of video, pose, text, each once")
-    if "text" not in c.modalities or len(c.modalities) < 2: raise ValueError(f"modalities {c.modalities}: expected text, and video or pose or both")
+    if "text" not in c.modalities or len(c.modalities) < 2:
+        raise ValueError(f"modalities {c.modalities}: expected text, and video or pose or both")
     for name, choices in _CHOICES.items():
         if getattr(c, name) not in choices: raise ValueError(f"{name} {getattr(c, name)!r}: expected {' or '.join(choices)}")
     if not 1 <= c.Tv <= c.T: raise ValueError(f"Tv {c.Tv}: expected 1 to T = {c.T}")
@@ -183,12 +184,13 @@ class PeVL(Encoders, PyTorchModelHubMixin):
         over = (self.logit_scale - math.log(100)).clamp(min=0).detach()        # clamped in value, not in gradient: it can come back
         return (self.logit_scale - over).exp()
 
-# %% ../../nbs/model/07_pevl.ipynb #19da283a
+# %% ../../nbs/model/07_pevl.ipynb #12e243b6
 def count_parameters(
     model: PeVL
 ) -> dict: # part -> (trainable, frozen)
     "Parameters per part of the model"
-    parts = dict(picture_trunk=model.clip.visual, text_trunk=model.clip, video=model.video, pose=model.pose, text=model.text, fusion=model.fusion)
+    own = ("video", "pose", "text", "fusion")
+    parts = dict(picture_trunk=model.clip.visual, text_trunk=model.clip) | {k: getattr(model, k) for k in own}
     seen, out = set(), {}
     for name, part in parts.items():
         ps = [p for p in part.parameters() if id(p) not in seen] if part is not None else []; seen.update(map(id, ps))
@@ -274,7 +276,7 @@ def get_config(
             raise ValueError(f"unknown {kind} {value!r}, did you mean {' or '.join(near)}?")
     return replace(MODELS[name], **overrides)
 
-# %% ../../nbs/model/07_pevl.ipynb #9bb4e9dd
+# %% ../../nbs/model/07_pevl.ipynb #4896cb1f
 def create_model(
     name: str,      # one of `list_models()`
     weights=None,   # None (random) | 'clip' | path of a checkpoint | a name in RELEASES
@@ -284,6 +286,6 @@ def create_model(
     config = get_config(name, **overrides)
     if weights in (None, "clip"): return PeVL(config, load_clip(config.clip, weights)).eval()
     if weights in RELEASES: return _load(release_file(RELEASES[weights]), config)
-    if not os.path.sep in str(weights) and not Path(weights).suffix:
-        raise ValueError(f"unknown weights {weights!r}: expected {', '.join(['None', 'clip', *RELEASES])} or the path of a .safetensors file")
+    if os.path.sep not in str(weights) and not Path(weights).suffix:
+        raise ValueError(f"unknown weights {weights!r}: expected {', '.join(['None', 'clip', *RELEASES])} or the path of a checkpoint")
     return _load(weights, config)

@@ -14,111 +14,177 @@ from torch.utils.data import DataLoader
 from ..data.datasets import Skipping, collate
 from ..data.text import parse_label
 
-# %% ../../nbs/train/03_evaluate.ipynb #23601323
+# %% ../../nbs/train/03_evaluate.ipynb #a93635cc
 def accuracies(
-    probs:torch.Tensor, # (n, C)
-    labels:torch.Tensor # (n,)
-) -> dict:              # top1, top5, mean_class, per_class (C,), confusion (C, C): rows are the truth
+    probs: torch.Tensor,  # (n, C)
+    labels: torch.Tensor,  # (n,)
+) -> dict:  # top1, top5, mean_class, per_class (C,), confusion (C, C): rows are the truth
     "Accuracies from probabilities; a class without clips has no accuracy (nan) and does not enter the mean"
     from torchmetrics.functional import accuracy, confusion_matrix
-    n, C = probs.shape; kw = dict(task="multiclass", num_classes=C)
-    if not n: raise ValueError("no clip to evaluate: expected at least one")
-    confusion = confusion_matrix(probs.argmax(1), labels, **kw); count = confusion.sum(1)
-    per_class = torch.where(count > 0, confusion.diagonal()/count.clamp(min=1), torch.nan)
-    top5 = accuracy(probs, labels, top_k=min(5, C), average="micro", **kw)
-    return dict(top1=(confusion.diagonal().sum()/n).item(), top5=top5.item(), mean_class=per_class.nanmean().item(), per_class=per_class, confusion=confusion)
 
-# %% ../../nbs/train/03_evaluate.ipynb #908cc389
+    n, C = probs.shape
+    kw = dict(task="multiclass", num_classes=C)
+    if not n:
+        raise ValueError("no clip to evaluate: expected at least one")
+    confusion = confusion_matrix(probs.argmax(1), labels, **kw)
+    count = confusion.sum(1)
+    per_class = torch.where(count > 0, confusion.diagonal() / count.clamp(min=1), torch.nan)
+    top5 = accuracy(probs, labels, top_k=min(5, C), average="micro", **kw)
+    return dict(
+        top1=(confusion.diagonal().sum() / n).item(),
+        top5=top5.item(),
+        mean_class=per_class.nanmean().item(),
+        per_class=per_class,
+        confusion=confusion,
+    )
+
+# %% ../../nbs/train/03_evaluate.ipynb #c6956a7a
 def pairs_of(
-    labels:list # raw labels in Diving48's four names, index = class
-) -> list:      # (i, j) class numbers
+    labels: list,  # raw labels in Diving48's four names, index = class
+) -> list:  # (i, j) class numbers
     "Pairs of classes with the same motion of the joints: forward/inward and back/reverse, all else equal"
     key = {}
     for i, label in enumerate(labels):
-        d = parse_label(label); key.setdefault((d.takeoff in ("Forward", "Inward"), *d[1:]), []).append(i)
+        d = parse_label(label)
+        key.setdefault((d.takeoff in ("Forward", "Inward"), *d[1:]), []).append(i)
     return [tuple(v) for v in key.values() if len(v) == 2]
 
 def within_pairs(
-    probs:torch.Tensor,  # (n, C)
-    labels:torch.Tensor, # (n,)
-    pairs:list           # (i, j) class numbers
-) -> float:              # nan without a clip of a pair; chance is 0.5
+    probs: torch.Tensor,  # (n, C)
+    labels: torch.Tensor,  # (n,)
+    pairs: list,  # (i, j) class numbers
+) -> float:  # nan without a clip of a pair; chance is 0.5
     "Accuracy over the clips of all pairs when only the two classes of a clip's pair compete"
-    right = [(probs[m][:, p].argmax(1) == (labels[m] == p[1]).long()) for p in map(list, pairs) for m in [(labels == p[0]) | (labels == p[1])]]
+    right = [
+        (probs[m][:, p].argmax(1) == (labels[m] == p[1]).long()) for p in map(list, pairs) for m in [(labels == p[0]) | (labels == p[1])]
+    ]
     right = torch.cat(right) if right else torch.zeros(0)
     return right.float().mean().item() if len(right) else float("nan")
 
-# %% ../../nbs/train/03_evaluate.ipynb #74512a4d
+# %% ../../nbs/train/03_evaluate.ipynb #67b8538a
 @dataclass
 class Result:
     "What an evaluation found, clip by clip"
-    probs: torch.Tensor    # (n, C)
-    labels: torch.Tensor   # (n,)
-    names: list            # n clip names
-    classes: list          # C label texts
-    pairs: list            # class numbers that only the picture separates
-    views: int             # crops per clip
-    broken: dict           # name -> reason
+
+    probs: torch.Tensor  # (n, C)
+    labels: torch.Tensor  # (n,)
+    names: list  # n clip names
+    classes: list  # C label texts
+    pairs: list  # class numbers that only the picture separates
+    views: int  # crops per clip
+    broken: dict  # name -> reason
 
     @property
-    def scores(self): return accuracies(self.probs, self.labels)
-    def summary(self) -> dict: # numbers only
-        "top1, top5, mean_class, within_pairs, clips, views, broken"
-        s = self.scores; p = within_pairs(self.probs, self.labels, self.pairs)
-        return {k: round(s[k], 4) for k in ("top1", "top5", "mean_class")} | dict(within_pairs=None if p != p else round(p, 4), clips=len(self.names), views=self.views, broken=len(self.broken))
+    def scores(self):
+        return accuracies(self.probs, self.labels)
 
-# %% ../../nbs/train/03_evaluate.ipynb #de66df7a
-def save_result(path, result:Result):
+    def summary(self) -> dict:  # numbers only
+        "top1, top5, mean_class, within_pairs, clips, views, broken"
+        s = self.scores
+        p = within_pairs(self.probs, self.labels, self.pairs)
+        return {k: round(s[k], 4) for k in ("top1", "top5", "mean_class")} | dict(
+            within_pairs=None if p != p else round(p, 4), clips=len(self.names), views=self.views, broken=len(self.broken)
+        )
+
+# %% ../../nbs/train/03_evaluate.ipynb #3cff3e7a
+def save_result(path, result: Result):
     "Write a result as JSON, whole or not at all"
-    path = Path(path); tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp"); d = vars(result) | dict(probs=[[round(p, 5) for p in r] for r in result.probs.tolist()], labels=result.labels.tolist())
-    try: tmp.write_text(json.dumps(dict(summary=result.summary(), **d)) + "\n", encoding="utf-8"); os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    d = vars(result) | dict(probs=[[round(p, 5) for p in r] for r in result.probs.tolist()], labels=result.labels.tolist())
+    try:
+        tmp.write_text(json.dumps(dict(summary=result.summary(), **d)) + "\n", encoding="utf-8")
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 def load_result(path) -> Result:
     "Read what `save_result` wrote; ValueError names the file and what is wrong"
-    try: d = json.loads(Path(path).read_text(encoding="utf-8")); d.pop("summary"); r = Result(**d)
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{path}: not a result of an evaluation ({e})") from None
-    r.probs, r.labels, r.pairs = torch.tensor(r.probs), torch.tensor(r.labels), [tuple(p) for p in r.pairs]; return r
+    try:
+        d = json.loads(Path(path).read_text(encoding="utf-8"))
+        d.pop("summary")
+        r = Result(**d)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: not a result of an evaluation ({e})") from None
+    r.probs, r.labels, r.pairs = torch.tensor(r.probs), torch.tensor(r.labels), [tuple(p) for p in r.pairs]
+    return r
 
-# %% ../../nbs/train/03_evaluate.ipynb #0533dd5d
+# %% ../../nbs/train/03_evaluate.ipynb #e8deb80a
 @torch.no_grad()
 def evaluate(
-    model,                # PeVL; left in the mode it was in
-    dataset,              # ClipDataset of test clips, with 1 or 3 views
-    texts:list,           # C prompts, index = class
-    batch_size:int=32,
-    workers:int=0,        # processes that load clips
-    progress:bool=False,
-    device=None           # None: where the model is
+    model,  # PeVL; left in the mode it was in
+    dataset,  # ClipDataset of test clips, with 1 or 3 views
+    texts: list,  # C prompts, index = class
+    batch_size: int = 32,
+    workers: int = 0,  # processes that load clips
+    progress: bool = False,
+    device=None,  # None: where the model is
 ) -> Result:
     "Probabilities of every clip over all texts, averaged over its views"
     from tqdm import tqdm
+
     clipset = dataset.clipset
-    if len(texts) != len(clipset.classes): raise ValueError(f"{len(texts)} label texts for {len(clipset.classes)} classes: expected one per class")
-    device = device or model.logit_scale.device; was = model.training; model.eval(); text = model.encode_text(texts); skipping = Skipping(dataset); total = {}
-    for batch in tqdm(DataLoader(skipping, batch_size, num_workers=workers, collate_fn=collate), desc="evaluate", unit="batch", disable=not progress, mininterval=1):
+    if len(texts) != len(clipset.classes):
+        raise ValueError(f"{len(texts)} label texts for {len(clipset.classes)} classes: expected one per class")
+    device = device or model.logit_scale.device
+    was = model.training
+    model.eval()
+    text = model.encode_text(texts)
+    skipping = Skipping(dataset)
+    total = {}
+    for batch in tqdm(
+        DataLoader(skipping, batch_size, num_workers=workers, collate_fn=collate),
+        desc="evaluate",
+        unit="batch",
+        disable=not progress,
+        mininterval=1,
+    ):
         skipping.note(batch)
-        if not len(batch): continue
-        b = batch.to(device); probs = (model.scale*model.similarity(model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text)).softmax(1).cpu()
-        for name, label, p in zip(b.names, b.labels.tolist(), probs): total.setdefault(name, [label]).append(p)
-    model.train(was); names = list(total); labels = torch.tensor([total[n][0] for n in names]); probs = [torch.stack(total[n][1:]).mean(0) for n in names]
-    if not names: raise ValueError(f"{clipset.name} {clipset.split}: none of {len(clipset)} clips could be read ({next(iter(skipping.broken.values()), 'no clips')})")
+        if not len(batch):
+            continue
+        b = batch.to(device)
+        probs = (model.scale * model.similarity(model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text)).softmax(1).cpu()
+        for name, label, p in zip(b.names, b.labels.tolist(), probs):
+            total.setdefault(name, [label]).append(p)
+    model.train(was)
+    names = list(total)
+    labels = torch.tensor([total[n][0] for n in names])
+    probs = [torch.stack(total[n][1:]).mean(0) for n in names]
+    if not names:
+        raise ValueError(
+            f"{clipset.name} {clipset.split}: none of {len(clipset)} clips could be read ({next(iter(skipping.broken.values()), 'no clips')})"
+        )
     return Result(torch.stack(probs), labels, names, list(clipset.classes), _pairs(clipset), dataset.views, dict(skipping.broken))
 
 def _pairs(clipset):
     "Pairs, where the labels are Diving48's"
-    try: return pairs_of(clipset.labels)
-    except ValueError: return []
+    try:
+        return pairs_of(clipset.labels)
+    except ValueError:
+        return []
 
-# %% ../../nbs/train/03_evaluate.ipynb #23a4ffe2
+# %% ../../nbs/train/03_evaluate.ipynb #10dde0f9
 def plot_confusion(
-    result:Result,
-    ax=None # matplotlib axes
+    result: Result,
+    ax=None,  # matplotlib axes
 ):
     "Rows are the truth, columns what the model said; a red frame marks the pairs that only the picture separates"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(7, 5))[1]; m = result.scores["confusion"].float(); m = m/m.sum(1, keepdim=True).clamp(min=1); C = len(m)
-    ax.imshow(m, cmap="Blues", vmin=0, vmax=1); ax.set(xlabel="said", ylabel="truth", xticks=range(C)); ax.set_yticks(range(C), [f"{c} ({i})" for i, c in enumerate(result.classes)], fontsize=7)
-    if C <= 16: [ax.text(j, i, f"{m[i, j]:.0%}", ha="center", va="center", fontsize=6, color="white" if m[i, j] > .6 else "black") for i in range(C) for j in range(C) if m[i, j] > .005]
-    for i, j in result.pairs: [ax.add_patch(plt.Rectangle((b - .5, a - .5), 1, 1, fill=False, ec="tab:red", lw=1.2)) for a in (i, j) for b in (i, j)]
+
+    ax = ax or plt.subplots(figsize=(7, 5))[1]
+    m = result.scores["confusion"].float()
+    m = m / m.sum(1, keepdim=True).clamp(min=1)
+    C = len(m)
+    ax.imshow(m, cmap="Blues", vmin=0, vmax=1)
+    ax.set(xlabel="said", ylabel="truth", xticks=range(C))
+    ax.set_yticks(range(C), [f"{c} ({i})" for i, c in enumerate(result.classes)], fontsize=7)
+    if C <= 16:
+        [
+            ax.text(j, i, f"{m[i, j]:.0%}", ha="center", va="center", fontsize=6, color="white" if m[i, j] > 0.6 else "black")
+            for i in range(C)
+            for j in range(C)
+            if m[i, j] > 0.005
+        ]
+    for i, j in result.pairs:
+        [ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, ec="tab:red", lw=1.2)) for a in (i, j) for b in (i, j)]
     return ax

@@ -29,26 +29,32 @@ def dive_frames(
     images, joints, _ = render(dive, frames, size); tip = np.stack([project(dive, np.zeros(3), f, size)[0] for f in frames])
     return images, frame_facts(dive, frames), np.concatenate([joints, tip[:, None]], 1).astype(np.float32)
 
-# %% ../../nbs/train/04_pretrain.ipynb #475b301c
+# %% ../../nbs/train/04_pretrain.ipynb #6ae37f2e
 def make_frames(
-    dives:int,      # number of dives, ten frames each
-    split:str,      # 'train' or 'test': different seeds, so different bodies, cameras and scenes
-    seed:int=0,
-    workers:int=1,  # processes
-    progress:bool=False
-) -> tuple:         # images uint8 (n, 128, 128, 3), facts int64 (n, 7), points float32 (n, 18, 2)
+    dives: int,  # number of dives, ten frames each
+    split: str,  # 'train' or 'test': different seeds, so different bodies, cameras and scenes
+    seed: int = 0,
+    workers: int = 1,  # processes
+    progress: bool = False,
+) -> tuple:  # images uint8 (n, 128, 128, 3), facts int64 (n, 7), points float32 (n, 18, 2)
     "Draw captioned frames; 7,000 dives take 3.4 GB and two minutes on two cores"
     import multiprocessing as mp
     from concurrent.futures import ProcessPoolExecutor
     from tqdm import tqdm
-    seeds = [clip_seed(seed, f"pretrain/{split}", i) for i in range(dives)]; out = np.empty((dives*PER_DIVE, 128, 128, 3), np.uint8); facts, points = [], []
+
+    seeds = [clip_seed(seed, f"pretrain/{split}", i) for i in range(dives)]
+    out = np.empty((dives * PER_DIVE, 128, 128, 3), np.uint8)
+    facts, points = [], []
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn")) if workers > 1 else None
     try:
         work = pool.map(dive_frames, seeds, chunksize=32) if pool else map(dive_frames, seeds)
         for i, (image, fact, point) in enumerate(tqdm(work, total=dives, desc=f"frames ({split})", disable=not progress, mininterval=5)):
-            out[i*PER_DIVE:(i + 1)*PER_DIVE] = image; facts.append(fact); points.append(point)
+            out[i * PER_DIVE : (i + 1) * PER_DIVE] = image
+            facts.append(fact)
+            points.append(point)
     finally:
-        if pool: pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
     return out, torch.from_numpy(np.concatenate(facts)).long(), torch.from_numpy(np.concatenate(points))
 
 # %% ../../nbs/train/04_pretrain.ipynb #62712a86
@@ -89,22 +95,33 @@ def value_loss(
     terms = [F.cross_entropy(z[f > 0], f[f > 0] - 1) for z, f in zip(value_logits(logits), facts.T) if (f > 0).any()]
     return torch.stack(terms).mean() if terms else logits.sum()*0
 
-# %% ../../nbs/train/04_pretrain.ipynb #6fb07def
+# %% ../../nbs/train/04_pretrain.ipynb #bdf1f882
 class Locator(nn.Module):
     "Questions to the patch tokens, for pretraining only: the patch of each of 18 points, the place within it, and the facts at the body's patches"
-    BODY = [0, 5, 6, 11, 12, 15, 16]   # nose, shoulders, hips, ankles
-    def __init__(self, D:int, patch:int, grid:int):
-        super().__init__(); self.patch, self.grid = patch, grid
-        self.where, self.within, self.facts = nn.Linear(D, 18), nn.Linear(D, 36), nn.Linear(D, 7*max(SIZE_OF_FACTS))
 
-    def forward(self, tokens, points, facts): # (B, N, D), (B, 18, 2) pixels, (B, 7) -> loss
-        place = points/self.patch; cell = place.floor().long(); inside = ((cell >= 0) & (cell < self.grid)).all(-1)
-        index = (cell[..., 1]*self.grid + cell[..., 0]).masked_fill(~inside, 0); B = len(tokens)
-        at = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1])); j = torch.arange(18, device=tokens.device)
+    BODY = [0, 5, 6, 11, 12, 15, 16]  # nose, shoulders, hips, ankles
+
+    def __init__(self, D: int, patch: int, grid: int):
+        super().__init__()
+        self.patch, self.grid = patch, grid
+        self.where, self.within, self.facts = nn.Linear(D, 18), nn.Linear(D, 36), nn.Linear(D, 7 * max(SIZE_OF_FACTS))
+
+    def forward(self, tokens, points, facts):  # (B, N, D), (B, 18, 2) pixels, (B, 7) -> loss
+        place = points / self.patch
+        cell = place.floor().long()
+        inside = ((cell >= 0) & (cell < self.grid)).all(-1)
+        index = (cell[..., 1] * self.grid + cell[..., 0]).masked_fill(~inside, 0)
+        B = len(tokens)
+        at = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+        j = torch.arange(18, device=tokens.device)
         where = F.cross_entropy(self.where(tokens).transpose(1, 2)[inside], index[inside])
-        within = (self.within(at).view(B, 18, 18, 2)[:, j, j] - (place % 1 - .5))[inside].abs().mean()
+        within = (self.within(at).view(B, 18, 18, 2)[:, j, j] - (place % 1 - 0.5))[inside].abs().mean()
         target = torch.where((facts > 0)[:, None] & inside[:, self.BODY, None], facts[:, None], -100)
-        return .5*where + within + .5*F.cross_entropy(self.facts(at[:, self.BODY]).flatten(0, 2).view(-1, max(SIZE_OF_FACTS)), target.flatten())
+        return (
+            0.5 * where
+            + within
+            + 0.5 * F.cross_entropy(self.facts(at[:, self.BODY]).flatten(0, 2).view(-1, max(SIZE_OF_FACTS)), target.flatten())
+        )
 
 # %% ../../nbs/train/04_pretrain.ipynb #c97006b5
 def encode_captions(
@@ -133,17 +150,20 @@ def zero_shot(
         right = logits.argmax(1) + 1 == f; out[name] = float(torch.stack([right[f == v].float().mean() for v in f[f > 0].unique()]).mean())
     return out
 
-# %% ../../nbs/train/04_pretrain.ipynb #64bc585c
+# %% ../../nbs/train/04_pretrain.ipynb #e0e00c19
 def sample_captions(
-    facts:np.ndarray, # (B, 7)
-    n:int,            # captions
-    rng               # numpy generator
-) -> np.ndarray:      # (n, 7) facts that are said, 0 elsewhere
+    facts: np.ndarray,  # (B, 7)
+    n: int,  # captions
+    rng,  # numpy generator
+) -> np.ndarray:  # (n, 7) facts that are said, 0 elsewhere
     "One to four facts of random frames; facing the board is said three times as often as the others"
     said = np.zeros((n, 7), np.int64)
     for row, i in zip(said, rng.choice(len(facts), n, replace=False)):
-        known = np.flatnonzero(facts[i]); w = np.where(known == 4, 3., 1.); k = min(rng.choice((1, 2, 3, 4), p=(.5, .25, .15, .1)), len(known))
-        pick = rng.choice(known, k, replace=False, p=w/w.sum()); row[pick] = facts[i, pick]
+        known = np.flatnonzero(facts[i])
+        w = np.where(known == 4, 3.0, 1.0)
+        k = min(rng.choice((1, 2, 3, 4), p=(0.5, 0.25, 0.15, 0.1)), len(known))
+        pick = rng.choice(known, k, replace=False, p=w / w.sum())
+        row[pick] = facts[i, pick]
     return said
 
 # %% ../../nbs/train/04_pretrain.ipynb #89602656
@@ -157,44 +177,78 @@ def step_loss(clip, locator, images, facts, points, rng, tok, captions=24):
     located = locator(tokens.float(), points, facts)
     return captioned + valued + located, (captioned.item(), valued.item(), located.item())
 
-# %% ../../nbs/train/04_pretrain.ipynb #36e7947d
+# %% ../../nbs/train/04_pretrain.ipynb #b5ac9dee
 def pretrain(
-    out,              # folder for pevl_nano_clip.safetensors, .json, .csv and the model card
-    dives:int=7000,   # ten frames each
-    test_dives:int=400,
-    steps:int=3600,
-    batch:int=96,
-    lr:float=1e-3,    # after 200 steps of warm-up; cosine to zero
-    seed:int=0,
-    workers:int=2,    # processes that draw frames
-    every:int=200,    # steps between two lines of the log
-    progress:bool=True
-) -> dict:            # zero-shot accuracy on held-out frames
+    out,  # folder for pevl_nano_clip.safetensors, .json, .csv and the model card
+    dives: int = 7000,  # ten frames each
+    test_dives: int = 400,
+    steps: int = 3600,
+    batch: int = 96,
+    lr: float = 1e-3,  # after 200 steps of warm-up; cosine to zero
+    seed: int = 0,
+    workers: int = 2,  # processes that draw frames
+    every: int = 200,  # steps between two lines of the log
+    progress: bool = True,
+) -> dict:  # zero-shot accuracy on held-out frames
     "Train `pevl_nano`'s CLIP on captioned frames of simulated dives"
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); torch.manual_seed(seed); rng = np.random.default_rng(seed); start = time.time()
-    images, facts, points = make_frames(dives, "train", seed, workers, progress); held = make_frames(test_dives, "test", seed, workers, progress)[:2]
-    clip = build_clip("nano").train(); clip.visual.output_tokens = True; size, patch = clip.visual.image_size[0], clip.visual.patch_size[0]
-    locator = Locator(clip.visual.conv1.out_channels, patch, size//patch); tok = tokenizer("nano"); params = [*clip.parameters(), *locator.parameters()]
-    groups = [dict(params=[p for p in params if (p.ndim > 1) == many], weight_decay=wd) for many, wd in ((True, .05), (False, 0))]
-    optim = torch.optim.AdamW(groups, lr=lr, betas=(.9, .98)); log = []
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    start = time.time()
+    images, facts, points = make_frames(dives, "train", seed, workers, progress)
+    held = make_frames(test_dives, "test", seed, workers, progress)[:2]
+    clip = build_clip("nano").train()
+    clip.visual.output_tokens = True
+    size, patch = clip.visual.image_size[0], clip.visual.patch_size[0]
+    locator = Locator(clip.visual.conv1.out_channels, patch, size // patch)
+    tok = tokenizer("nano")
+    params = [*clip.parameters(), *locator.parameters()]
+    groups = [dict(params=[p for p in params if (p.ndim > 1) == many], weight_decay=wd) for many, wd in ((True, 0.05), (False, 0))]
+    optim = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    log = []
     for step in range(steps):
-        for g in optim.param_groups: g["lr"] = lr*min(1, (step + 1)/200)*.5*(1 + math.cos(math.pi*step/steps))
-        i = np.sort(rng.integers(0, len(images), batch)); y, x = rng.integers(0, images.shape[1] - size + 1, 2)
-        crop = torch.from_numpy(images[i][:, y:y + size, x:x + size]).permute(0, 3, 1, 2)
+        for g in optim.param_groups:
+            g["lr"] = lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        i = np.sort(rng.integers(0, len(images), batch))
+        y, x = rng.integers(0, images.shape[1] - size + 1, 2)
+        crop = torch.from_numpy(images[i][:, y : y + size, x : x + size]).permute(0, 3, 1, 2)
         loss, parts = step_loss(clip, locator, crop, facts[i], points[i] - torch.tensor([float(x), float(y)]), rng, tok, min(24, batch))
-        optim.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(params, 1.); optim.step()
-        if (step + 1) % every == 0 or step + 1 == steps: log.append(_log_line(step + 1, parts, clip, held, out, progress)); clip.train(); clip.visual.output_tokens = True
-    clip.visual.output_tokens = False; scores = zero_shot(clip, *held)
-    save_clip(clip, out/"pevl_nano_clip.safetensors", data="SimDive frames (simulated)", command=f"pevl pretrain --dives {dives} --steps {steps} --batch {batch} --lr {lr} --seed {seed}",
-              zero_shot={k: round(v, 4) for k, v in scores.items()}, test_frames=len(held[0]), train_frames=len(images), minutes=round((time.time() - start)/60, 1), torch=torch.__version__.split("+")[0])
+        optim.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optim.step()
+        if (step + 1) % every == 0 or step + 1 == steps:
+            log.append(_log_line(step + 1, parts, clip, held, out, progress))
+            clip.train()
+            clip.visual.output_tokens = True
+    clip.visual.output_tokens = False
+    scores = zero_shot(clip, *held)
+    save_clip(
+        clip,
+        out / "pevl_nano_clip.safetensors",
+        data="SimDive frames (simulated)",
+        command=f"pevl pretrain --dives {dives} --steps {steps} --batch {batch} --lr {lr} --seed {seed}",
+        zero_shot={k: round(v, 4) for k, v in scores.items()},
+        test_frames=len(held[0]),
+        train_frames=len(images),
+        minutes=round((time.time() - start) / 60, 1),
+        torch=torch.__version__.split("+")[0],
+    )
     return scores
 
-# %% ../../nbs/train/04_pretrain.ipynb #602e9122
+# %% ../../nbs/train/04_pretrain.ipynb #c9b004a3
 def _log_line(step, parts, clip, held, out, progress):
     "Measure, and rewrite the log"
-    clip.visual.output_tokens = False; scores = zero_shot(clip, held[0][:1500], held[1][:1500]); line = dict(step=step, caption=parts[0], value=parts[1], locate=parts[2], **scores)
-    path = out/"pevl_nano_clip.csv"; new = step == 0 or not path.exists() or (lines := path.read_text().splitlines()) and int(lines[-1].split(",")[0]) >= step
+    clip.visual.output_tokens = False
+    scores = zero_shot(clip, held[0][:1500], held[1][:1500])
+    line = dict(step=step, caption=parts[0], value=parts[1], locate=parts[2], **scores)
+    path = out / "pevl_nano_clip.csv"
+    new = step == 0 or not path.exists() or (lines := path.read_text().splitlines()) and int(lines[-1].split(",")[0]) >= step
     with open(path, "w" if new else "a", newline="") as f:
-        w = csv.DictWriter(f, line, lineterminator="\n"); w.writeheader() if new else None; w.writerow({k: v if k == "step" else f"{v:.4f}" for k, v in line.items()})
-    if progress: print("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v}" for k, v in line.items()), flush=True)
+        w = csv.DictWriter(f, line, lineterminator="\n")
+        w.writeheader() if new else None
+        w.writerow({k: v if k == "step" else f"{v:.4f}" for k, v in line.items()})
+    if progress:
+        print("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v}" for k, v in line.items()), flush=True)
     return line

@@ -32,14 +32,15 @@ class ModelArgs:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "weights")}
         return {k: v for k, v in values.items() if v is not None}
 
-# %% ../../nbs/train/01_recipe.ipynb #663a94be
+# %% ../../nbs/train/01_recipe.ipynb #572a2bd5
 @dataclass
 class DataArgs:
     "What it is trained on"
     version: str | None = None # of the label files, such as V2; needed if the folder holds several
     batch_size: int = 32 # clips per step and process
     workers: int = 4 # processes that load clips; 0: none but this one
-    cache: bool = False # keep decoded videos in memory (up to 2 GiB), for small sets
+    cache: bool = False # keep decoded videos in memory, up to 4 GiB, for small sets
+    crop: float = .6 # smallest training crop, share of the frame's area
     views: Literal[1, 3] = 3 # crops per test clip
     kind: str = "gymnastic" # of action, in the prompt
     template: str = "paper" # prompt: paper, plain, clip, doing, or a text with {label}
@@ -69,10 +70,10 @@ class TrainConfig:
 
     def __post_init__(self): check_recipe(self)
 
-# %% ../../nbs/train/01_recipe.ipynb #00cd59eb
+# %% ../../nbs/train/01_recipe.ipynb #e77d15e3
 _RULES = { # field -> (what must hold, in words)
     "data.batch_size": (lambda v: v >= 1, "1 or more"), "data.workers": (lambda v: v >= 0, "0 or more"),
-    "data.views": (lambda v: v in (1, 3), "1 or 3"), "optim.lr": (lambda v: 0 < v < math.inf, "more than 0"),
+    "data.views": (lambda v: v in (1, 3), "1 or 3"), "data.crop": (lambda v: 0 < v <= 1, "more than 0, at most 1"), "optim.lr": (lambda v: 0 < v < math.inf, "more than 0"),
     "optim.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"), "optim.epochs": (lambda v: v >= 1, "1 or more"),
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers, 0 to less than 1"),
     "optim.clip_grad": (lambda v: 0 <= v < math.inf, "0 (no limit) or more"),
@@ -92,10 +93,10 @@ def check_recipe(
     if not 0 <= c.optim.warmup_epochs < c.optim.epochs:
         raise ValueError(f"warmup_epochs {c.optim.warmup_epochs!r}: expected 0 to less than epochs ({c.optim.epochs})")
 
-# %% ../../nbs/train/01_recipe.ipynb #f20bad42
+# %% ../../nbs/train/01_recipe.ipynb #ad045886
 _NANO = dict(
-    model=dict(name="pevl_nano"), data=dict(batch_size=16, workers=0, cache=True, views=1, kind="diving"),
-    optim=dict(lr=1e-3, epochs=30, warmup_epochs=1), eval_every=5)
+    model=dict(name="pevl_nano"), data=dict(batch_size=24, workers=0, cache=True, crop=.85, views=1, kind="diving"),
+    optim=dict(lr=1e-3, epochs=30, warmup_epochs=1), amp="bf16", eval_every=5)
 PRESETS = dict( # name -> what differs from the paper
     paper={},
     nano=_NANO,

@@ -61,66 +61,73 @@ class Demo:
         from pevl.use.demo import demo
         demo(self.out, self.seed, 8, self.train, self.test, self.minutes, self.modalities, self.train_everything)
 
-# %% ../../nbs/use/03_cli.ipynb #f8f0eacf
-def _data(root, config, model, split, train=False):
-    "A split of a data set folder as the recipe wants it"
-    from pevl.data.datasets import ClipDataset, read_diving48
-    c = model.config; clips = read_diving48(root, split, config.data.version); video = "video" in c.modalities
-    return ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size, train=train, seed=config.seed, cache=config.data.cache and train and video, views=1 if train else config.data.views, layout=c.layout,
-                       require_pose="pose" in c.modalities, read_video=video)
-
-# %% ../../nbs/use/03_cli.ipynb #73d36ffe
+# %% ../../nbs/use/03_cli.ipynb #184ae8a5
 def _preset(name):
     from pevl.train.recipe import preset
+
     return preset(name)
 
 @dataclass
 class Train:
     "Train on a data set in Diving48's format"
-    data: Path # folder with rgb/, pose/ and the label files
-    out: Path # folder for the run
-    preset: Literal["paper", "nano", "demo"] = "paper" # the recipe to start from
-    model: str | None = None # pevl_nano, pevl_vit_b16 or pevl_vit_l14; None: the recipe's
-    weights: str | None = None # clip, none or a path; None: the recipe's
-    modalities: tuple[Literal["video", "pose", "text"], ...] | None = None # None: the recipe's
-    lr: float | None = None # highest learning rate
-    epochs: int | None = None # passes through the training clips
-    batch_size: int | None = None # clips per step and process
-    workers: int | None = None # processes that load clips
-    max_minutes: float | None = None # wall-clock budget of the training
-    amp: Literal["no", "fp16", "bf16"] | None = None # automatic mixed precision
-    seed: int | None = None # of everything random
-    resume: bool = False # go on with the run in `out`
+
+    data: Path  # folder with rgb/, pose/ and the label files
+    out: Path  # folder for the run
+    preset: Literal["paper", "nano", "demo"] = "paper"  # the recipe to start from
+    model: str | None = None  # pevl_nano, pevl_vit_b16 or pevl_vit_l14; None: the recipe's
+    weights: str | None = None  # clip, none or a path; None: the recipe's
+    modalities: tuple[Literal["video", "pose", "text"], ...] | None = None  # None: the recipe's
+    lr: float | None = None  # highest learning rate
+    epochs: int | None = None  # passes through the training clips
+    batch_size: int | None = None  # clips per step and process
+    workers: int | None = None  # processes that load clips
+    max_minutes: float | None = None  # wall-clock budget of the training
+    amp: Literal["no", "fp16", "bf16"] | None = None  # automatic mixed precision
+    seed: int | None = None  # of everything random
+    resume: bool = False  # go on with the run in `out`
 
     def run(self):
+        import torch
+        from pevl.data.datasets import read_diving48
         from pevl.model.pevl import create_model
         from pevl.train.learner import Learner
-        import torch
-        c = self.recipe(); torch.manual_seed(c.seed); model = create_model(c.model.name, None if c.model.weights == "none" else c.model.weights, **c.model.overrides())
-        sets = _data(self.data, c, model, "train", True), _data(self.data, c, model, "test")
+
+        c = self.recipe()
+        sets = [read_diving48(self.data, split, c.data.version) for split in ("train", "test")]
+        torch.manual_seed(c.seed)
+        model = create_model(c.model.name, None if c.model.weights == "none" else c.model.weights, **c.model.overrides())
         Learner(model, *sets, c, self.out).fit(resume=self.resume)
 
     def recipe(self):
         "The preset with what was given on the command line"
         from dataclasses import replace
+
         given = lambda *names, **kw: {k: v for k, v in (dict((n, getattr(self, n)) for n in names) | kw).items() if v is not None}
         c = _preset(self.preset)
-        optim = given("lr", "epochs", "max_minutes"); optim |= dict(warmup_epochs=min(c.optim.warmup_epochs, optim["epochs"]/10)) if "epochs" in optim else {}
-        return replace(c, model=replace(c.model, **given("weights", "modalities", name=self.model)), data=replace(c.data, **given("batch_size", "workers")), optim=replace(c.optim, **optim), **given("amp", "seed"))
+        optim = given("lr", "epochs", "max_minutes")
+        optim |= dict(warmup_epochs=min(c.optim.warmup_epochs, optim["epochs"] / 10)) if "epochs" in optim else {}
+        return replace(
+            c,
+            model=replace(c.model, **given("weights", "modalities", name=self.model)),
+            data=replace(c.data, **given("batch_size", "workers")),
+            optim=replace(c.optim, **optim),
+            **given("amp", "seed"),
+        )
 
-# %% ../../nbs/use/03_cli.ipynb #7372fdf8
+# %% ../../nbs/use/03_cli.ipynb #2bfc3996
 @dataclass
 class Evaluate:
     "Measure a checkpoint on the test clips of a data set"
-    data: Path # folder with rgb/, pose/ and the label files
-    weights: Path # checkpoint (.safetensors) of a run
-    out: Path | None = None # folder for result.json and report.html; None: print only
+
+    data: Path  # folder with rgb/, pose/ and the label files
+    weights: Path  # checkpoint (.safetensors) of a run
+    out: Path | None = None  # folder for result.json and report.html; None: print only
     split: str = "test"
-    version: str | None = None # of the label files, such as V2; needed if the folder holds several
-    views: Literal[1, 3] = 1 # crops per clip
+    version: str | None = None  # of the label files, such as V2; needed if the folder holds several
+    views: Literal[1, 3] = 1  # crops per clip
     batch_size: int = 32
-    workers: int = 0 # processes that load clips
-    kind: str = "diving" # of action, in the prompt
+    workers: int = 0  # processes that load clips
+    kind: str = "diving"  # of action, in the prompt
 
     def run(self):
         from pevl.data.datasets import ClipDataset, read_diving48
@@ -128,49 +135,95 @@ class Evaluate:
         from pevl.model.pevl import load_model
         from pevl.train.evaluate import evaluate, save_result
         from pevl.use.report import write_report
-        model = load_model(self.weights); c = model.config; clips = read_diving48(self.data, self.split, self.version)
-        data = ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size, views=self.views, layout=c.layout, require_pose="pose" in c.modalities, read_video="video" in c.modalities)
-        if self.out: self.out.mkdir(parents=True, exist_ok=True)
-        result = evaluate(model, data, [prompt(t, self.kind) for t in clips.classes], self.batch_size, self.workers, progress=sys.stderr.isatty())
-        for k, v in result.summary().items(): print(f"{k:14} {v:.1%}" if isinstance(v, float) else f"{k:14} {v}")
-        if self.out: save_result(self.out/"result.json", result); write_report(self.out/"report.html", result, data, protocol={"Weights": self.weights.name, "Data": f"{clips.name} {self.split}, {clips.version}, label files {clips.checksum}"}, title=f"PeVL on {clips.name}"); print(f"wrote {self.out/'report.html'}")
 
-# %% ../../nbs/use/03_cli.ipynb #a693094a
+        model = load_model(self.weights)
+        c = model.config
+        clips = read_diving48(self.data, self.split, self.version)
+        data = ClipDataset(
+            clips,
+            T=c.T,
+            Tv=c.Tv,
+            size=c.size,
+            views=self.views,
+            layout=c.layout,
+            require_pose="pose" in c.modalities,
+            read_video="video" in c.modalities,
+        )
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+        result = evaluate(
+            model, data, [prompt(t, self.kind) for t in clips.classes], self.batch_size, self.workers, progress=sys.stderr.isatty()
+        )
+        for k, v in result.summary().items():
+            print(f"{k:14} {v:.1%}" if isinstance(v, float) else f"{k:14} {v}")
+        if self.out:
+            save_result(self.out / "result.json", result)
+            write_report(
+                self.out / "report.html",
+                result,
+                data,
+                protocol={
+                    "Weights": self.weights.name,
+                    "Data": f"{clips.name} {self.split}, {clips.version}, label files {clips.checksum}",
+                },
+                title=f"PeVL on {clips.name}",
+            )
+            print(f"wrote {self.out / 'report.html'}")
+
+# %% ../../nbs/use/03_cli.ipynb #eeadeade
 @dataclass
 class Predict:
     "Rank label texts for one video"
-    video: Path # a video file
-    weights: str = "pevl_nano" # checkpoint (.safetensors) of a run, or a model's name
-    labels: Path | None = None # text file, one label per line; None: the 48 dives of Diving48
-    pose: Path | None = None # pose file (.npz); None: looked for beside the video
-    topk: int = 5 # labels to print
-    views: Literal[1, 3] = 1 # crops
-    kind: str = "diving" # of action, in the prompt
+
+    video: Path  # a video file
+    weights: str = "pevl_nano"  # checkpoint (.safetensors) of a run, or a model's name
+    labels: Path | None = None  # text file, one label per line; None: the 48 dives of Diving48
+    pose: Path | None = None  # pose file (.npz); None: looked for beside the video
+    topk: int = 5  # labels to print
+    views: Literal[1, 3] = 1  # crops
+    kind: str = "diving"  # of action, in the prompt
 
     def run(self):
         from pevl.data.text import DIVING48, dive_sentence
         from pevl.use.predict import predict
-        if self.labels and not self.labels.is_file(): raise FileNotFoundError(f"{self.labels}: no such file, expected label texts, one per line")
-        labels = [l for l in self.labels.read_text(encoding="utf-8").splitlines() if l.strip()] if self.labels else [dive_sentence(l) for l in DIVING48]
-        for label, p in predict(self.video, labels, self.weights, self.pose, self.topk, self.kind, views=self.views): print(f"{p:6.1%}  {label}")
 
-# %% ../../nbs/use/03_cli.ipynb #f35bfe7d
+        if self.labels and not self.labels.is_file():
+            raise FileNotFoundError(f"{self.labels}: no such file, expected label texts, one per line")
+        labels = (
+            [l for l in self.labels.read_text(encoding="utf-8").splitlines() if l.strip()]
+            if self.labels
+            else [dive_sentence(l) for l in DIVING48]
+        )
+        for label, p in predict(self.video, labels, self.weights, self.pose, self.topk, self.kind, views=self.views):
+            print(f"{p:6.1%}  {label}")
+
+# %% ../../nbs/use/03_cli.ipynb #3f0e75a9
 COMMANDS = dict(simdive=Simdive, train=Train, evaluate=Evaluate, predict=Predict, demo=Demo, pretrain=Pretrain)
 
 def one_line(error) -> str:
     "What to tell the user"
-    if isinstance(error, OSError) and error.strerror: return f"{error.filename or 'file'}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror.lower()}"
     return " ".join(str(error).split()) or type(error).__name__
 
 def main(args=None) -> int:
     "Run a subcommand; 0 if it worked, 2 and one line on stderr for bad input, 130 after Ctrl-C. PEVL_DEBUG=1 shows the traceback"
     import os, tyro
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="pevl", description="PeVL: fine-grained action recognition from video, pose and text", args=args)
-    try: command.run(); return 0
-    except KeyboardInterrupt: print("pevl: stopped", file=sys.stderr); return 130
+
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="pevl", description="PeVL: fine-grained action recognition from video, pose and text", args=args
+    )
+    try:
+        command.run()
+        return 0
+    except KeyboardInterrupt:
+        print("pevl: stopped", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as e:
-        if os.environ.get("PEVL_DEBUG"): raise
-        print(f"pevl: {one_line(e)}", file=sys.stderr); return 2
+        if os.environ.get("PEVL_DEBUG"):
+            raise
+        print(f"pevl: {one_line(e)}", file=sys.stderr)
+        return 2
 
 # %% ../../nbs/use/03_cli.ipynb #d0907cf4
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())

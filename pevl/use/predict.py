@@ -22,39 +22,49 @@ def find_pose(
     video = Path(video); name = f"{video.stem}.npz"
     return next((p for p in (video.with_name(name), video.parent.parent/"pose"/name, video.parent/"pose"/name) if p.is_file()), None)
 
-# %% ../../nbs/use/01_predict.ipynb #0161bb63
+# %% ../../nbs/use/01_predict.ipynb #7eaa7360
 def load_any(
-    model # a PeVL, the path of its checkpoint, or a name of `list_models()` (then with CLIP's weights)
-):        # PeVL in eval mode
+    model,  # a PeVL, the path of its checkpoint, or a name of `list_models()` (then with CLIP's weights)
+):  # PeVL in eval mode
     "A model from whatever names it"
-    if isinstance(model, torch.nn.Module): return model.eval()
+    if isinstance(model, torch.nn.Module):
+        return model.eval()
     return load_model(model) if Path(str(model)).suffix or Path(str(model)).exists() else create_model(str(model), weights="clip")
 
 def check_labels(labels) -> list:
     "Label texts as a list; ValueError if there are fewer than two, empty or repeated ones"
     labels = [str(l).strip() for l in labels]
-    if len(labels) < 2: raise ValueError(f"{len(labels)} label texts: expected at least two to choose from")
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} label texts: expected at least two to choose from")
     twice = {l for l in labels if labels.count(l) > 1}
-    if "" in labels or twice: raise ValueError(f"label texts: {'an empty line' if '' in labels else f'{sorted(twice)[0]!r} occurs twice'}, expected different texts")
+    if "" in labels or twice:
+        raise ValueError(
+            f"label texts: {'an empty line' if '' in labels else f'{sorted(twice)[0]!r} occurs twice'}, expected different texts"
+        )
     return labels
 
-# %% ../../nbs/use/01_predict.ipynb #70bcbc15
+# %% ../../nbs/use/01_predict.ipynb #748e2226
 @torch.no_grad()
 def predict(
-    video,              # path of a video file
-    labels:list,        # label texts to choose from, e.g. "a forward dive with ..."
+    video,  # path of a video file
+    labels: list,  # label texts to choose from, e.g. "a forward dive with ..."
     model="pevl_nano",  # a PeVL, the path of its checkpoint, or a model's name
-    pose=None,          # path of a pose file; None: the one that `find_pose` finds
-    topk:int=5,
-    kind:str="diving",  # of action, in the prompt
-    template:str="paper",
-    views:int=1         # crops, 1 or 3
-) -> list:              # (label, probability), best first
+    pose=None,  # path of a pose file; None: the one that `find_pose` finds
+    topk: int = 5,
+    kind: str = "diving",  # of action, in the prompt
+    template: str = "paper",
+    views: int = 1,  # crops, 1 or 3
+) -> list:  # (label, probability), best first
     "Rank label texts for one video"
-    labels = check_labels(labels); model = load_any(model); batch = one_clip(video, model, pose, views).to(model.logit_scale.device)
-    features = model.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots) | model.encode_text([prompt(l, kind, template) for l in labels])
-    probs = (model.scale*model.similarity(features)).softmax(1).mean(0).cpu()
-    best = probs.argsort(descending=True)[:max(1, topk)]; return [(labels[i], probs[i].item()) for i in best.tolist()]
+    labels = check_labels(labels)
+    model = load_any(model)
+    batch = one_clip(video, model, pose, views).to(model.logit_scale.device)
+    features = model.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots) | model.encode_text(
+        [prompt(l, kind, template) for l in labels]
+    )
+    probs = (model.scale * model.similarity(features)).softmax(1).mean(0).cpu()
+    best = probs.argsort(descending=True)[: max(1, topk)]
+    return [(labels[i], probs[i].item()) for i in best.tolist()]
 
 # %% ../../nbs/use/01_predict.ipynb #32de8618
 def one_clip(

@@ -25,49 +25,79 @@ def figure_uri(fig, dpi=80):
     import matplotlib.pyplot as plt
     s = io.BytesIO(); fig.savefig(s, format="png", dpi=dpi, bbox_inches="tight"); plt.close(fig); return data_uri(s.getvalue())
 
-# %% ../../nbs/use/02_report.ipynb #9d292186
+# %% ../../nbs/use/02_report.ipynb #4f925ccd
 LEFT, RIGHT, MIDDLE = (235, 90, 60), (60, 140, 255), (250, 220, 70)
+
 def strip(
-    sample,          # Sample
-    layout="coco17", # of the joints
-    shown=8          # moments
-) -> np.ndarray:     # uint8 (H, W * shown, 3)
+    sample,  # Sample
+    layout="coco17",  # of the joints
+    shown=8,  # moments
+) -> np.ndarray:  # uint8 (H, W * shown, 3)
     "Frames of a clip side by side, each with its skeleton (left limbs red, right limbs blue)"
     import cv2
-    pick = np.linspace(0, len(sample.frames) - 1, shown).round().astype(int); out = []
+
+    pick = np.linspace(0, len(sample.frames) - 1, shown).round().astype(int)
+    out = []
     for i in pick:
-        img = np.ascontiguousarray(sample.frames[i].permute(1, 2, 0).numpy()); t = int(sample.slots[i]); p, s = sample.keypoints[t].numpy(), sample.scores[t].numpy()
+        img = np.ascontiguousarray(sample.frames[i].permute(1, 2, 0).numpy())
+        t = int(sample.slots[i])
+        p, s = sample.keypoints[t].numpy(), sample.scores[t].numpy()
         for a, b in LAYOUTS[layout].edges:
-            if s[a] > 0 and s[b] > 0: cv2.line(img, *[tuple(int(v) for v in np.clip(q*8, -2**15, 2**15)) for q in (p[a], p[b])], _side(layout, a, b), 1, cv2.LINE_AA, 3)
+            if s[a] > 0 and s[b] > 0:
+                cv2.line(
+                    img,
+                    *[tuple(int(v) for v in np.clip(q * 8, -(2**15), 2**15)) for q in (p[a], p[b])],
+                    _side(layout, a, b),
+                    1,
+                    cv2.LINE_AA,
+                    3,
+                )
         out.append(img)
     return np.concatenate(out, 1)
 
 def _side(layout, a, b):
-    names = [LAYOUTS[layout].names[j].lower() for j in (a, b)]; is_ = lambda w: all(n.startswith(w) for n in names)
+    names = [LAYOUTS[layout].names[j].lower() for j in (a, b)]
+    is_ = lambda w: all(n.startswith(w) for n in names)
     return LEFT if is_("l") else RIGHT if is_("r") else MIDDLE
 
-# %% ../../nbs/use/02_report.ipynb #29f2ec5a
-def read_log(path) -> dict: # column -> list of float, nan where empty
+# %% ../../nbs/use/02_report.ipynb #58aad92f
+def read_log(path) -> dict:  # column -> list of float, nan where empty
     "A run's log.csv as columns"
-    try: rows = list(csv.DictReader(open(path, newline="", encoding="utf-8")))
-    except OSError as e: raise ValueError(f"{path}: cannot be read ({e.strerror}), expected the log of a run") from None
+    try:
+        rows = list(csv.DictReader(open(path, newline="", encoding="utf-8")))
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror}), expected the log of a run") from None
+
     def number(v):
-        try: return float(v)
-        except (TypeError, ValueError): return float("nan")
+        try:
+            return float(v)
+        except (TypeError, ValueError):
+            return float("nan")
+
     return {k: [number(r[k]) for r in rows] for k in (rows[0] if rows else {})}
 
 def plot_log(log, ax=None):
     "Loss (left) and training accuracy (right) over epochs"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 3))[1]; x = log.get("epoch", range(1, len(log["loss"]) + 1)); ax.plot(x, log["loss"], c="tab:orange", marker="."); ax.set_xlabel("epoch"); ax.set_ylabel("training loss", color="tab:orange"); ax.grid(alpha=.3)
+
+    ax = ax or plt.subplots(figsize=(6, 3))[1]
+    x = log.get("epoch", range(1, len(log["loss"]) + 1))
+    ax.plot(x, log["loss"], c="tab:orange", marker=".")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("training loss", color="tab:orange")
+    ax.grid(alpha=0.3)
     names = [k for k in ("accuracy", "train_top1", "acc", "top1", "test_top1") if k in log and any(v == v for v in log[k])]
     if names:
-        b = ax.twinx(); b.set_ylim(0, 1.02); b.set_ylabel("accuracy", color="tab:blue")
-        for k, c in zip(names, ("tab:blue", "tab:green", "tab:purple")): p = [(i, v) for i, v in zip(x, log[k]) if v == v]; b.plot(*zip(*p), c=c, marker=".", label={"accuracy": "training clips", "top1": "test clips"}.get(k, k))
+        b = ax.twinx()
+        b.set_ylim(0, 1.02)
+        b.set_ylabel("accuracy", color="tab:blue")
+        for k, c in zip(names, ("tab:blue", "tab:green", "tab:purple")):
+            p = [(i, v) for i, v in zip(x, log[k]) if v == v]
+            b.plot(*zip(*p), c=c, marker=".", label={"accuracy": "training clips", "top1": "test clips"}.get(k, k))
         b.legend(fontsize=7, loc="center right")
     return ax
 
-# %% ../../nbs/use/02_report.ipynb #aa48452a
+# %% ../../nbs/use/02_report.ipynb #573fbcd7
 STYLE = """:root{--bg:#fff;--fg:#1c2330;--soft:#5b6675;--card:#f4f6f9;--line:#d9dfe7;--good:#18794e;--bad:#b42318;--accent:#1f5fbf}
 @media(prefers-color-scheme:dark){:root{--bg:#12161c;--fg:#e6eaf0;--soft:#9aa6b5;--card:#1b212a;--line:#2c3542;--good:#4cc38a;--bad:#ff8a80;--accent:#7fb2ff}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:1060px;padding:24px 16px 60px;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
@@ -77,54 +107,104 @@ h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.15rem;margin:2.2em 0 .6em;borde
 .clip img{display:block;width:100%;min-width:640px}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}"""
 
 def _cards(summary):
-    what = dict(top1="the best label is right", top5="right among the first five", mean_class="mean over the classes", within_pairs="between two classes that only the picture separates (chance 50 %)")
+    what = dict(
+        top1="the best label is right",
+        top5="right among the first five",
+        mean_class="mean over the classes",
+        within_pairs="between two classes that only the picture separates (chance 50 %)",
+    )
     names = dict(top1="top-1", top5="top-5", mean_class="mean class", within_pairs="within pairs")
-    return "".join(f'<div class="card">{names[k]}<b>{summary[k]:.1%}</b><span>{what[k]}</span></div>' for k in what if summary.get(k) is not None)
+    return "".join(
+        f'<div class="card">{names[k]}<b>{summary[k]:.1%}</b><span>{what[k]}</span></div>' for k in what if summary.get(k) is not None
+    )
 
-def _table(rows): return "<table>" + "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+def _table(rows):
+    return (
+        "<table>" + "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+    )
 
-# %% ../../nbs/use/02_report.ipynb #854582a6
+# %% ../../nbs/use/02_report.ipynb #d905171a
 def _clip_block(dataset, result, i, at):
     "One clip: strip, truth, prediction, probability"
     import cv2
-    sample, p, y = dataset[at], result.probs[i], int(result.labels[i]); said = int(p.argmax()); ok = said == y
-    jpg = cv2.imencode(".jpg", strip(sample)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes(); e = lambda c: html.escape(result.classes[c])
+
+    sample, p, y = dataset[at], result.probs[i], int(result.labels[i])
+    said = int(p.argmax())
+    ok = said == y
+    jpg = cv2.imencode(".jpg", strip(sample)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
+    e = lambda c: html.escape(result.classes[c])
     verdict = f'<span class="good">right</span>: {e(y)}' if ok else f'<span class="bad">wrong</span>: said {e(said)}; it is {e(y)}'
     return f'<div class="clip"><div class="scroll"><img alt="eight frames of {html.escape(result.names[i])} with skeleton" src="{data_uri(jpg, "jpeg")}"></div>{verdict} <span class="soft">({p[said]:.0%}, {html.escape(result.names[i])})</span></div>'
 
 def choose_clips(result, n=8):
     "Clips to show: the first of each class, wrong ones first where a class has any"
-    wrong = (result.probs.argmax(1) != result.labels); out = []
+    wrong = result.probs.argmax(1) != result.labels
+    out = []
     for k, c in enumerate(result.labels.unique().tolist()):
-        mine = (result.labels == c).nonzero()[:, 0].tolist(); pick = [i for i in mine if wrong[i]] if k % 2 else mine
+        mine = (result.labels == c).nonzero()[:, 0].tolist()
+        pick = [i for i in mine if wrong[i]] if k % 2 else mine
         out.append((pick or mine)[0])
     return out[:n]
 
-# %% ../../nbs/use/02_report.ipynb #d80b02b6
+# %% ../../nbs/use/02_report.ipynb #6432951e
 def write_report(
-    path,            # of the HTML file
-    result:Result,   # of the evaluation
-    dataset,         # ClipDataset that was evaluated
-    log=None,        # of the training, as `read_log` returns it
-    protocol=None,   # name -> text: seed, counts, versions, hardware, ...
-    others=None,     # name of a run -> its summary, for comparison
-    title="A training run of PeVL"
+    path,  # of the HTML file
+    result: Result,  # of the evaluation
+    dataset,  # ClipDataset that was evaluated
+    log=None,  # of the training, as `read_log` returns it
+    protocol=None,  # name -> text: seed, counts, versions, hardware, ...
+    others=None,  # name of a run -> its summary, for comparison
+    title="A training run of PeVL",
 ) -> Path:
     "One HTML page with everything in it; written whole or not at all"
     import matplotlib.pyplot as plt
-    s = result.summary(); number = {c.name: k*dataset.views for k, c in enumerate(dataset.clipset.clips)}; parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {s["views"]} view(s) per clip{", " + str(s["broken"]) + " unreadable" if s["broken"] else ""}.</p>', f'<div class="cards">{_cards(s)}</div>']
-    if others: parts += ["<h2>Beside other runs</h2>", _compare({"this run": s} | others)]
-    if log and len(log.get("loss", [])) > 1: fig, ax = plt.subplots(figsize=(8, 3)); plot_log(log, ax); parts += ["<h2>Learning</h2>", f'<figure><img alt="loss and accuracy over epochs" src="{figure_uri(fig)}"></figure>']
-    fig, ax = plt.subplots(figsize=(9, 1.6 + .36*len(result.classes))); plot_confusion(result, ax); parts += ["<h2>Which classes are mistaken for which?</h2>", f'<figure><img alt="confusion matrix" src="{figure_uri(fig)}"></figure>', '<p class="soft">Rows are the truth, columns what the model said. Red frames: classes whose joints move alike, so that only the picture tells them apart.</p>']
-    parts += ["<h2>Eight clips</h2>", '<p class="soft">Left limbs are red, right limbs blue. Wrong answers are shown on purpose where there are any.</p>', *[_clip_block(dataset, result, i, number[result.names[i]]) for i in choose_clips(result)]]
-    if protocol: parts += ["<h2>Protocol</h2>", _table(protocol)]
+
+    s = result.summary()
+    number = {c.name: k * dataset.views for k, c in enumerate(dataset.clipset.clips)}
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {s["views"]} view(s) per clip{", " + str(s["broken"]) + " unreadable" if s["broken"] else ""}.</p>',
+        f'<div class="cards">{_cards(s)}</div>',
+    ]
+    if others:
+        parts += ["<h2>Beside other runs</h2>", _compare({"this run": s} | others)]
+    if log and len(log.get("loss", [])) > 1:
+        fig, ax = plt.subplots(figsize=(8, 3))
+        plot_log(log, ax)
+        parts += ["<h2>Learning</h2>", f'<figure><img alt="loss and accuracy over epochs" src="{figure_uri(fig)}"></figure>']
+    fig, ax = plt.subplots(figsize=(9, 1.6 + 0.36 * len(result.classes)))
+    plot_confusion(result, ax)
+    parts += [
+        "<h2>Which classes are mistaken for which?</h2>",
+        f'<figure><img alt="confusion matrix" src="{figure_uri(fig)}"></figure>',
+        '<p class="soft">Rows are the truth, columns what the model said. Red frames: classes whose joints move alike, so that only the picture tells them apart.</p>',
+    ]
+    parts += [
+        "<h2>Eight clips</h2>",
+        '<p class="soft">Left limbs are red, right limbs blue. Wrong answers are shown on purpose where there are any.</p>',
+        *[_clip_block(dataset, result, i, number[result.names[i]]) for i in choose_clips(result)],
+    ]
+    if protocol:
+        parts += ["<h2>Protocol</h2>", _table(protocol)]
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
-    path = Path(path); part = path.with_name(f".{path.name}.{os.getpid()}.part"); path.parent.mkdir(parents=True, exist_ok=True)
-    try: part.write_text(page, encoding="utf-8"); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_text(page, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 def _compare(runs):
     "A table of summaries"
-    show = lambda v: "–" if v is None else f"{v:.1%}"; keys = dict(top1="top-1", top5="top-5", mean_class="mean class", within_pairs="within pairs")
-    return "<table><tr><th></th>" + "".join(f"<th>{n}</th>" for n in keys.values()) + "</tr>" + "".join(f"<tr><th>{html.escape(r)}</th>" + "".join(f"<td>{show(s.get(k))}</td>" for k in keys) + "</tr>" for r, s in runs.items()) + "</table>"
+    show = lambda v: "–" if v is None else f"{v:.1%}"
+    keys = dict(top1="top-1", top5="top-5", mean_class="mean class", within_pairs="within pairs")
+    return (
+        "<table><tr><th></th>"
+        + "".join(f"<th>{n}</th>" for n in keys.values())
+        + "</tr>"
+        + "".join(f"<tr><th>{html.escape(r)}</th>" + "".join(f"<td>{show(s.get(k))}</td>" for k in keys) + "</tr>" for r, s in runs.items())
+        + "</table>"
+    )
