@@ -169,9 +169,9 @@ def make_dive(
     scene = _scene(rng, water); camera = _camera(rng, com, len(u), water)
     return Dive(tuple(label), int(seed), joints, axes[:, 0], axes[:, 1], phrases, (n0, n0 + n1, len(u)), float(water), camera, scene, pose)
 
-# %% ../../nbs/data/04_simdive.ipynb #9c1d556f
+# %% ../../nbs/data/04_simdive.ipynb #6d2531a4
 def _camera(rng, com, n, water):
-    "A camera that follows the diver from either side of the pool; its errors (`shift`) are in the picture, so they do not tell where the diver travels"
+    "A camera that follows the diver from either side of the pool; its errors (`shift`) do not tell where the diver travels"
     shift = smooth(rng.normal(0, 0.35, (n, 2)), 9) + rng.normal(0, (0.10, 0.08))
     centre = com.copy()
     centre[:, 1] = np.maximum(smooth(com[:, 1], 4), water + 0.35)
@@ -616,7 +616,7 @@ def _run(jobs, workers, progress):
     with ProcessPoolExecutor(workers, mp.get_context("spawn")) as pool:
         return list(bar(pool.map(_job, jobs, chunksize=4)))
 
-# %% ../../nbs/data/04_simdive.ipynb #9ec87488
+# %% ../../nbs/data/04_simdive.ipynb #e1cb7004
 def generate(
     out,  # folder to fill; resumed if it holds a part of the same data set
     classes: int = 48,  # 2 to 48
@@ -640,7 +640,8 @@ def generate(
     known = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else meta
     if known != meta:
         raise ValueError(
-            f"{out / 'meta.json'}: another data set is here ({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})"
+            f"{out / 'meta.json'}: another data set is here "
+            f"({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})"
         )
     _save_json(out / "meta.json", meta)
     _save_json(out / "SimDive_vocab.json", [list(l) for l in labels])

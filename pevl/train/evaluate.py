@@ -109,7 +109,7 @@ def load_result(path) -> Result:
     r.probs, r.labels, r.pairs = torch.tensor(r.probs), torch.tensor(r.labels), [tuple(p) for p in r.pairs]
     return r
 
-# %% ../../nbs/train/03_evaluate.ipynb #e8deb80a
+# %% ../../nbs/train/03_evaluate.ipynb #cf191894
 @torch.no_grad()
 def evaluate(
     model,  # PeVL; left in the mode it was in
@@ -152,7 +152,8 @@ def evaluate(
     probs = [torch.stack(total[n][1:]).mean(0) for n in names]
     if not names:
         raise ValueError(
-            f"{clipset.name} {clipset.split}: none of {len(clipset)} clips could be read ({next(iter(skipping.broken.values()), 'no clips')})"
+            f"{clipset.name} {clipset.split}: none of {len(clipset)} clips could be read "
+            f"({next(iter(skipping.broken.values()), 'no clips')})"
         )
     return Result(torch.stack(probs), labels, names, list(clipset.classes), _pairs(clipset), dataset.views, dict(skipping.broken))
 

@@ -93,18 +93,25 @@ def fingerprint(
         if not p.requires_grad: h.update(name.encode()); h.update(p.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../../nbs/train/02_learner.ipynb #2f406294
+# %% ../../nbs/train/02_learner.ipynb #46a04eea
 def save_checkpoint(path, **parts):
     "Write tensors and plain values to one file, whole or not at all"
-    box = io.BytesIO(); torch.save(parts, box); write_atomic(path, box.getvalue())
+    box = io.BytesIO()
+    torch.save(parts, box)
+    write_atomic(path, box.getvalue())
 
 def load_checkpoint(path) -> dict:
     "Read what `save_checkpoint` wrote; nothing is unpickled"
     try:
-        parts = torch.load(path, map_location="cpu", weights_only=True); parts["state"] = State(**parts["state"]); return parts
-    except FileNotFoundError: raise
+        parts = torch.load(path, map_location="cpu", weights_only=True)
+        parts["state"] = State(**parts["state"])
+        return parts
+    except FileNotFoundError:
+        raise
     except Exception as e:
-        raise ValueError(f"{path}: not a checkpoint of a run ({str(e).strip().splitlines()[0][:60] if str(e) else type(e).__name__})") from None
+        raise ValueError(
+            f"{path}: not a checkpoint of a run ({str(e).strip().splitlines()[0][:60] if str(e) else type(e).__name__})"
+        ) from None
 
 # %% ../../nbs/train/02_learner.ipynb #0dcbea93
 class Interrupted(KeyboardInterrupt):
@@ -217,36 +224,47 @@ def train_loader(
     kw = dict(worker_init_fn=seed_worker, persistent_workers=True) if workers else {}
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin, **kw)
 
-# %% ../../nbs/train/02_learner.ipynb #80a23d72
+# %% ../../nbs/train/02_learner.ipynb #17592f1e
 class Setup:
     "What a run consists of: model, optimizer, data, folder"
-    def __init__(self,
+
+    def __init__(
+        self,
         model: PeVL,
         train_set: ClipSet,
         test_set: ClipSet,
         config: TrainConfig,
-        out,                    # folder, made if needed
-        progress: bool=True     # show how it goes on stderr
+        out,  # folder, made if needed
+        progress: bool = True,  # show how it goes on stderr
     ):
         self.config, self.out, self.progress, self.state, self.seconds = config, Path(out), progress, State(), None
         self.train_set, self.test_set, self.device, self.stop = train_set, test_set, None, Stop()
         self.texts = [prompt(c, config.data.kind, config.data.template) for c in train_set.classes]
-        self.acc = make_accelerator(config.amp); self._prepare(model); self._data(model.config)
+        self.acc = make_accelerator(config.amp)
+        self._prepare(model)
+        self._data(model.config)
 
     def _prepare(self, model):
-        o = self.config.optim; optimizer = torch.optim.AdamW(param_groups(model, o.weight_decay), lr=o.lr, betas=o.betas)
-        self.model, self.optimizer = self.acc.prepare(model, optimizer); self.core = self.acc.unwrap_model(self.model)
+        o = self.config.optim
+        optimizer = torch.optim.AdamW(param_groups(model, o.weight_decay), lr=o.lr, betas=o.betas)
+        self.model, self.optimizer = self.acc.prepare(model, optimizer)
+        self.core = self.acc.unwrap_model(self.model)
         self.trainable = {n: p for n, p in self.core.named_parameters() if p.requires_grad}
 
     def _data(self, m):
-        d, kw = self.config.data, dict(T=m.T, Tv=m.Tv, size=m.size, layout=m.layout, seed=self.config.seed, require_pose="pose" in m.modalities)
+        d, kw = (
+            self.config.data,
+            dict(T=m.T, Tv=m.Tv, size=m.size, layout=m.layout, seed=self.config.seed, require_pose="pose" in m.modalities),
+        )
         kw |= dict(read_video="video" in m.modalities)
-        kw |= dict(cache=d.cache, cache_bytes=4 << 30); crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.), layout=m.layout)
-        self.dataset = ClipDataset(self.train_set, train=True, transform=crop, **kw); self.data = Skipping(self.dataset)
+        kw |= dict(cache=d.cache, cache_bytes=4 << 30)
+        crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.0), layout=m.layout)
+        self.dataset = ClipDataset(self.train_set, train=True, transform=crop, **kw)
+        self.data = Skipping(self.dataset)
         self.test_data = ClipDataset(self.test_set, views=d.views, **kw)
         self.batches = EpochBatches(len(self.train_set), d.batch_size, self.config.seed, self.acc.process_index, self.acc.num_processes)
         self.loader = train_loader(self.data, self.batches, d.workers, self.acc.device.type == "cuda")
-        self.steps = len(self.batches)*self.config.optim.epochs
+        self.steps = len(self.batches) * self.config.optim.epochs
 
 # %% ../../nbs/train/02_learner.ipynb #2d3e45e9
 class Steps(Setup):
@@ -271,85 +289,156 @@ class Steps(Setup):
 
     def after_step(self): "For subclasses: called after every step"
 
-# %% ../../nbs/train/02_learner.ipynb #fdeab80b
+# %% ../../nbs/train/02_learner.ipynb #56302f96
 def csv_text(rows: list) -> str:
     "Lines of a table, the first one with the names"
-    out = io.StringIO(); w = csv.DictWriter(out, [*dict.fromkeys(k for r in rows for k in r)], restval="", lineterminator="\n")
-    w.writeheader(); w.writerows(rows); return out.getvalue()
+    out = io.StringIO()
+    w = csv.DictWriter(out, [*dict.fromkeys(k for r in rows for k in r)], restval="", lineterminator="\n")
+    w.writeheader()
+    w.writerows(rows)
+    return out.getvalue()
 
 class Checkpoints(Steps):
     "What a run writes, and how it is taken up again"
-    def file(self, name) -> Path: return self.out/name
+
+    def file(self, name) -> Path:
+        return self.out / name
 
     def save(self):
-        s = self.state; s.elapsed, self.seconds = self.elapsed(), time.monotonic(); self.saved = time.monotonic()
-        if not self.acc.is_main_process: return
-        weights = {n: p.detach().cpu() for n, p in self.trainable.items()}; scaler = getattr(self.acc, "scaler", None)
-        save_checkpoint(self.file("checkpoint.pt"), state=asdict(s), weights=weights, optimizer=self.optimizer.state_dict(),
-                        scaler=scaler.state_dict() if scaler else {}, recipe=to_dict(self.config), frozen=fingerprint(self.core), data=self.train_set.checksum)
+        s = self.state
+        s.elapsed, self.seconds = self.elapsed(), time.monotonic()
+        self.saved = time.monotonic()
+        if not self.acc.is_main_process:
+            return
+        weights = {n: p.detach().cpu() for n, p in self.trainable.items()}
+        scaler = getattr(self.acc, "scaler", None)
+        save_checkpoint(
+            self.file("checkpoint.pt"),
+            state=asdict(s),
+            weights=weights,
+            optimizer=self.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler else {},
+            recipe=to_dict(self.config),
+            frozen=fingerprint(self.core),
+            data=self.train_set.checksum,
+        )
 
     def load(self):
-        path = self.file("checkpoint.pt"); c = load_checkpoint(path)
+        path = self.file("checkpoint.pt")
+        c = load_checkpoint(path)
         wrong = changes(self.config, from_dict(c["recipe"]), KEEP)
-        if c["data"] != self.train_set.checksum: wrong.append(f"the data's checksum is {c['data']}, expected {self.train_set.checksum}")
-        if c["frozen"] != fingerprint(self.core) or c["weights"].keys() != self.trainable.keys(): wrong.append("it belongs to another model")
-        if wrong: raise ValueError(f"{path}: cannot be resumed with this recipe: {'; '.join(wrong)}")
+        if c["data"] != self.train_set.checksum:
+            wrong.append(f"the data's checksum is {c['data']}, expected {self.train_set.checksum}")
+        if c["frozen"] != fingerprint(self.core) or c["weights"].keys() != self.trainable.keys():
+            wrong.append("it belongs to another model")
+        if wrong:
+            raise ValueError(f"{path}: cannot be resumed with this recipe: {'; '.join(wrong)}")
         with torch.no_grad():
-            for n, p in self.trainable.items(): p.copy_(c["weights"][n])
-        self.optimizer.load_state_dict(c["optimizer"]); self.state = c["state"]; self.data.broken.update(c["state"].broken)
-        if c["scaler"] and getattr(self.acc, "scaler", None): self.acc.scaler.load_state_dict(c["scaler"])
+            for n, p in self.trainable.items():
+                p.copy_(c["weights"][n])
+        self.optimizer.load_state_dict(c["optimizer"])
+        self.state = c["state"]
+        self.data.broken.update(c["state"].broken)
+        if c["scaler"] and getattr(self.acc, "scaler", None):
+            self.acc.scaler.load_state_dict(c["scaler"])
 
-# %% ../../nbs/train/02_learner.ipynb #b053f4b6
+# %% ../../nbs/train/02_learner.ipynb #223e29cd
 def versions() -> dict:
     "Versions of what computed the result"
     from importlib.metadata import PackageNotFoundError, version
+
     out = dict(python=platform.python_version())
     for name in ("pevl", "torch", "torchvision", "open_clip_torch", "accelerate", "torchmetrics", "av", "decord"):
-        try: out[name] = version(name)
-        except PackageNotFoundError: pass
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return out
 
 def hardware(device) -> dict:
     "The machine that computed it"
-    out = dict(machine=platform.machine(), system=platform.system(), cores=os.cpu_count(), threads=torch.get_num_threads(), device=str(device))
+    out = dict(
+        machine=platform.machine(), system=platform.system(), cores=os.cpu_count(), threads=torch.get_num_threads(), device=str(device)
+    )
     if torch.device(device).type == "cuda":
-        out |= dict(gpu=torch.cuda.get_device_name(device), gpu_memory_gib=round(torch.cuda.max_memory_allocated(device)/2**30, 2))
+        out |= dict(gpu=torch.cuda.get_device_name(device), gpu_memory_gib=round(torch.cuda.max_memory_allocated(device) / 2**30, 2))
     return out
 
 def run_summary(learner, result: Result) -> dict:
     "All that has to be said about a run and its result"
-    l, s, c = learner, learner.state, learner.config; last = s.rows[-1]; budget = c.optim.max_minutes
+    l, s, c = learner, learner.state, learner.config
+    last = s.rows[-1]
+    budget = c.optim.max_minutes
     counts = dict(trainable=sum(p.numel() for p in l.trainable.values()), all=sum(p.numel() for p in l.core.parameters()))
     return dict(
-        result=result.summary(), simulated=l.train_set.name == "SimDive", seed=c.seed, recipe=to_dict(c), model=asdict(l.core.config), parameters=counts,
-        train=l.train_set.summary(), test=l.test_set.summary(), classes=l.train_set.classes, labels=[list(x) for x in l.train_set.labels], prompt=l.texts[0],
-        broken=dict(train=dict(s.broken), test=dict(result.broken)), epochs=s.epoch, steps=s.step, train_loss=last["loss"], train_accuracy=last["accuracy"],
-        cut_by_budget=bool(budget) and s.step < l.steps, seconds=round(s.elapsed, 1), versions=versions(), hardware=hardware(l.acc.device))
+        result=result.summary(),
+        simulated=l.train_set.name == "SimDive",
+        seed=c.seed,
+        recipe=to_dict(c),
+        model=asdict(l.core.config),
+        parameters=counts,
+        train=l.train_set.summary(),
+        test=l.test_set.summary(),
+        classes=l.train_set.classes,
+        labels=[list(x) for x in l.train_set.labels],
+        prompt=l.texts[0],
+        broken=dict(train=dict(s.broken), test=dict(result.broken)),
+        epochs=s.epoch,
+        steps=s.step,
+        train_loss=last["loss"],
+        train_accuracy=last["accuracy"],
+        cut_by_budget=bool(budget) and s.step < l.steps,
+        seconds=round(s.elapsed, 1),
+        versions=versions(),
+        hardware=hardware(l.acc.device),
+    )
 
-# %% ../../nbs/train/02_learner.ipynb #dbc678e9
+# %% ../../nbs/train/02_learner.ipynb #8d3fc7ca
 class Epochs(Checkpoints):
     "One pass through the clips"
+
     def run_epoch(self):
-        s = self.state; self.dataset.set_epoch(s.epoch); self.batches.start(s.epoch, s.batch); self.core.train(); before = time.monotonic()
+        s = self.state
+        self.dataset.set_epoch(s.epoch)
+        self.batches.start(s.epoch, s.batch)
+        self.core.train()
+        before = time.monotonic()
         for batch in self.loader:
-            s.broken = dict(self.data.note(batch)); check_broken(s.broken, len(self.train_set), f"{self.train_set.name} train")
-            if len(batch): self.train_step(batch)
-            now = time.monotonic(); s.sums[3] += now - before; before = now
-            s.step += 1; s.batch += 1; self.after_step(); self.tell()
-            if self.stop.asked: self.interrupt()
-            if now - self.saved > SAVE_EVERY: self.save()
-            if self.done() >= 1: break
-        s.epoch, s.batch, s.pending = s.epoch + 1, 0, True; self.save()
+            s.broken = dict(self.data.note(batch))
+            check_broken(s.broken, len(self.train_set), f"{self.train_set.name} train")
+            if len(batch):
+                self.train_step(batch)
+            now = time.monotonic()
+            s.sums[3] += now - before
+            before = now
+            s.step += 1
+            s.batch += 1
+            self.after_step()
+            self.tell()
+            if self.stop.asked:
+                self.interrupt()
+            if now - self.saved > SAVE_EVERY:
+                self.save()
+            if self.done() >= 1:
+                break
+        s.epoch, s.batch, s.pending = s.epoch + 1, 0, True
+        self.save()
 
     def tell(self):
-        s, epochs = self.state, self.config.optim.epochs; loss, right, n, seconds = s.sums
-        if not n: return
-        speed = f"{n/max(seconds, 1e-9):.1f} clips/s"; epoch = f"epoch {s.epoch + 1}/{epochs}"
-        self.say.tick(self.done(), epoch, loss=f"{loss/n:.3f}", accuracy=f"{right/n:.0%}", speed=speed)
+        s, epochs = self.state, self.config.optim.epochs
+        loss, right, n, seconds = s.sums
+        if not n:
+            return
+        speed = f"{n / max(seconds, 1e-9):.1f} clips/s"
+        epoch = f"epoch {s.epoch + 1}/{epochs}"
+        self.say.tick(self.done(), epoch, loss=f"{loss / n:.3f}", accuracy=f"{right / n:.0%}", speed=speed)
 
     def interrupt(self):
-        self.save(); s = self.state
-        raise Interrupted(f"stopped in epoch {s.epoch + 1} after step {s.batch} of {len(self.batches)}; saved in {self.out}, go on with --resume")
+        self.save()
+        s = self.state
+        raise Interrupted(
+            f"stopped in epoch {s.epoch + 1} after step {s.batch} of {len(self.batches)}; saved in {self.out}, go on with --resume"
+        )
 
 # %% ../../nbs/train/02_learner.ipynb #f739281e
 class Learner(Epochs):
@@ -378,71 +467,112 @@ class Learner(Epochs):
             elif result is None: self.state.pending = True
             else: return finish(self, result)
 
-# %% ../../nbs/train/02_learner.ipynb #f87342e2
+# %% ../../nbs/train/02_learner.ipynb #529773f9
 def check_out(
-    out,         # folder of a run
-    resume: bool
+    out,  # folder of a run
+    resume: bool,
 ):
     "ValueError if the folder holds a run that nobody asked to resume"
-    if not resume and any((Path(out)/name).exists() for name in ("checkpoint.pt", "summary.json")):
+    if not resume and any((Path(out) / name).exists() for name in ("checkpoint.pt", "summary.json")):
         raise ValueError(f"{out}: holds a run already, expected --resume or another folder")
 
 def look(learner) -> Result:
     "Evaluate the test set; here a signal interrupts at once, because the training is saved"
     l, d = learner, learner.config.data
     try:
-        with l.stop.interruptible(), l.acc.autocast(): result = evaluate(l.core, l.test_data, l.texts, d.batch_size, d.workers)
+        with l.stop.interruptible(), l.acc.autocast():
+            result = evaluate(l.core, l.test_data, l.texts, d.batch_size, d.workers)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped while epoch {l.state.epoch} was evaluated; the training is saved in {l.out}, go on with --resume") from None
-    check_broken(result.broken, len(l.test_set), f"{l.test_set.name} test"); return result
+        raise Interrupted(
+            f"stopped while epoch {l.state.epoch} was evaluated; the training is saved in {l.out}, go on with --resume"
+        ) from None
+    check_broken(result.broken, len(l.test_set), f"{l.test_set.name} test")
+    return result
 
-# %% ../../nbs/train/02_learner.ipynb #f3c48c97
+# %% ../../nbs/train/02_learner.ipynb #fb89ad4f
 def epoch_row(learner) -> dict:
     "What an epoch's line in log.csv says about the training"
-    l, s = learner, learner.state; loss, right, n, seconds = s.sums; mean = lambda v: round(v/n, 5) if n else None
-    row = dict(epoch=s.epoch, step=s.step, progress=round(l.done(), 4), lr=l.optimizer.param_groups[0]["lr"], temperature=round(1/l.core.scale.item(), 5))
-    return row | dict(loss=mean(loss), accuracy=mean(right), seconds=round(l.elapsed(), 1), clips_per_second=round(n/seconds, 2) if seconds else None)
+    l, s = learner, learner.state
+    loss, right, n, seconds = s.sums
+    mean = lambda v: round(v / n, 5) if n else None
+    row = dict(
+        epoch=s.epoch,
+        step=s.step,
+        progress=round(l.done(), 4),
+        lr=l.optimizer.param_groups[0]["lr"],
+        temperature=round(1 / l.core.scale.item(), 5),
+    )
+    return row | dict(
+        loss=mean(loss), accuracy=mean(right), seconds=round(l.elapsed(), 1), clips_per_second=round(n / seconds, 2) if seconds else None
+    )
 
 def end_epoch(learner):
     "Evaluate if it is due, and write the epoch down; returns the Result or None"
     l, s, every = learner, learner.state, learner.config.eval_every
     row = next((r for r in s.rows if r["epoch"] == s.epoch), None) or epoch_row(l)
     result = look(l) if l.finished() or every and s.epoch % every == 0 else None
-    if result: row |= {f"test_{k}": v for k, v in result.summary().items() if k in ("top1", "top5", "mean_class", "within_pairs")}
-    s.rows = [r for r in s.rows if r["epoch"] != s.epoch] + [row]; s.sums, s.pending = [0., 0, 0, 0.], False
-    if l.acc.is_main_process: write_atomic(l.file("log.csv"), csv_text(s.rows)); write_board(l, row)
+    if result:
+        row |= {f"test_{k}": v for k, v in result.summary().items() if k in ("top1", "top5", "mean_class", "within_pairs")}
+    s.rows = [r for r in s.rows if r["epoch"] != s.epoch] + [row]
+    s.sums, s.pending = [0.0, 0, 0, 0.0], False
+    if l.acc.is_main_process:
+        write_atomic(l.file("log.csv"), csv_text(s.rows))
+        write_board(l, row)
     test = f" · test top-1 {result.summary()['top1']:.1%}" if result else ""
-    l.say.say(f"epoch {s.epoch}: loss {row['loss']} · accuracy {row['accuracy'] or 0:.0%}{test} · {clock(row['seconds'])}"); return result
+    l.say.say(f"epoch {s.epoch}: loss {row['loss']} · accuracy {row['accuracy'] or 0:.0%}{test} · {clock(row['seconds'])}")
+    return result
 
 def write_board(learner, row: dict):
     "The same line for TensorBoard"
-    if not learner.config.tensorboard: return
+    if not learner.config.tensorboard:
+        return
     from torch.utils.tensorboard import SummaryWriter
-    with naming(learner.file("tensorboard")), SummaryWriter(str(learner.file("tensorboard")), filename_suffix=f".{row['epoch']:04}") as board:
-        for k, v in row.items():
-            if v is not None and k not in ("epoch", "step"): board.add_scalar(k.replace("test_", "test/"), v, row["step"])
 
-# %% ../../nbs/train/02_learner.ipynb #a4fb422e
+    with (
+        naming(learner.file("tensorboard")),
+        SummaryWriter(str(learner.file("tensorboard")), filename_suffix=f".{row['epoch']:04}") as board,
+    ):
+        for k, v in row.items():
+            if v is not None and k not in ("epoch", "step"):
+                board.add_scalar(k.replace("test_", "test/"), v, row["step"])
+
+# %% ../../nbs/train/02_learner.ipynb #dad06dfc
 def finish(learner, result: Result) -> dict:
     "Write weights, result and summary; returns the summary"
-    l, d = learner, learner.config.data; summary = run_summary(l, result)
-    l.model = l.core = l.acc.unwrap_model(l.model, keep_fp32_wrapper=False); l.core.eval()
-    if not l.acc.is_main_process: return summary
-    facts = dict(classes=l.train_set.classes, kind=d.kind, template=d.template, data=l.train_set.name, simulated=summary["simulated"], top1=summary["result"]["top1"])
-    with naming(l.out): save_model(l.core, l.file("model.safetensors"), **facts)
-    with naming(l.out): save_result(l.file("result.json"), result)
-    write_atomic(l.file("summary.json"), json.dumps(summary, indent=1) + "\n"); return summary
+    l, d = learner, learner.config.data
+    summary = run_summary(l, result)
+    l.model = l.core = l.acc.unwrap_model(l.model, keep_fp32_wrapper=False)
+    l.core.eval()
+    if not l.acc.is_main_process:
+        return summary
+    facts = dict(
+        classes=l.train_set.classes,
+        kind=d.kind,
+        template=d.template,
+        data=l.train_set.name,
+        simulated=summary["simulated"],
+        top1=summary["result"]["top1"],
+    )
+    with naming(l.out):
+        save_model(l.core, l.file("model.safetensors"), **facts)
+    with naming(l.out):
+        save_result(l.file("result.json"), result)
+    write_atomic(l.file("summary.json"), json.dumps(summary, indent=1) + "\n")
+    return summary
 
-# %% ../../nbs/train/02_learner.ipynb #ca307a2b
+# %% ../../nbs/train/02_learner.ipynb #318a2026
 def train(
-    data,                  # folder of a data set in Diving48's format
-    out,                   # folder of the run
+    data,  # folder of a data set in Diving48's format
+    out,  # folder of the run
     config: TrainConfig,
-    resume: bool=False,
-    progress: bool=True    # show how it goes on stderr
-) -> dict: # summary
+    resume: bool = False,
+    progress: bool = True,  # show how it goes on stderr
+) -> dict:  # summary
     "Read the data, make the model, train, evaluate"
-    check_out(out, resume); m = config.model
-    train_set, test_set = (read_diving48(data, split, config.data.version) for split in ("train", "test")); check_splits(train_set, test_set)
-    torch.manual_seed(config.seed); model = create_model(m.name, None if m.weights == "none" else m.weights, **m.overrides())
+    check_out(out, resume)
+    m = config.model
+    train_set, test_set = (read_diving48(data, split, config.data.version) for split in ("train", "test"))
+    check_splits(train_set, test_set)
+    torch.manual_seed(config.seed)
+    model = create_model(m.name, None if m.weights == "none" else m.weights, **m.overrides())
     return Learner(model, train_set, test_set, config, out, progress).fit(resume)

@@ -95,9 +95,9 @@ def value_loss(
     terms = [F.cross_entropy(z[f > 0], f[f > 0] - 1) for z, f in zip(value_logits(logits), facts.T) if (f > 0).any()]
     return torch.stack(terms).mean() if terms else logits.sum()*0
 
-# %% ../../nbs/train/04_pretrain.ipynb #bdf1f882
+# %% ../../nbs/train/04_pretrain.ipynb #02dce465
 class Locator(nn.Module):
-    "Questions to the patch tokens, for pretraining only: the patch of each of 18 points, the place within it, and the facts at the body's patches"
+    "Questions to the patch tokens, for pretraining only: which patch holds each of 18 points, where in it, and the facts at the body"
 
     BODY = [0, 5, 6, 11, 12, 15, 16]  # nose, shoulders, hips, ankles
 

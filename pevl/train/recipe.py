@@ -70,26 +70,34 @@ class TrainConfig:
 
     def __post_init__(self): check_recipe(self)
 
-# %% ../../nbs/train/01_recipe.ipynb #e77d15e3
-_RULES = { # field -> (what must hold, in words)
-    "data.batch_size": (lambda v: v >= 1, "1 or more"), "data.workers": (lambda v: v >= 0, "0 or more"),
-    "data.views": (lambda v: v in (1, 3), "1 or 3"), "data.crop": (lambda v: 0 < v <= 1, "more than 0, at most 1"), "optim.lr": (lambda v: 0 < v < math.inf, "more than 0"),
-    "optim.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"), "optim.epochs": (lambda v: v >= 1, "1 or more"),
+# %% ../../nbs/train/01_recipe.ipynb #61e01808
+_RULES = {  # field -> (what must hold, in words)
+    "data.batch_size": (lambda v: v >= 1, "1 or more"),
+    "data.workers": (lambda v: v >= 0, "0 or more"),
+    "data.views": (lambda v: v in (1, 3), "1 or 3"),
+    "data.crop": (lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    "optim.lr": (lambda v: 0 < v < math.inf, "more than 0"),
+    "optim.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
+    "optim.epochs": (lambda v: v >= 1, "1 or more"),
     "optim.betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers, 0 to less than 1"),
     "optim.clip_grad": (lambda v: 0 <= v < math.inf, "0 (no limit) or more"),
     "optim.max_minutes": (lambda v: v is None or v > 0, "more than 0, or None"),
-    "seed": (lambda v: 0 <= v < 2**63, "0 or more"), "amp": (lambda v: v in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
-    "eval_every": (lambda v: v >= 0, "0 or more")}
+    "seed": (lambda v: 0 <= v < 2**63, "0 or more"),
+    "amp": (lambda v: v in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
+    "eval_every": (lambda v: v >= 0, "0 or more"),
+}
 
-def check_recipe(
-    c: TrainConfig
-):
+def check_recipe(c: TrainConfig):
     "ValueError in one line for a field that cannot be"
     for name, (ok, expected) in _RULES.items():
-        group, _, key = name.rpartition("."); value = getattr(getattr(c, group) if group else c, key)
-        try: good = ok(value)
-        except TypeError: good = False
-        if not good: raise ValueError(f"{key} {value!r}: expected {expected}")
+        group, _, key = name.rpartition(".")
+        value = getattr(getattr(c, group) if group else c, key)
+        try:
+            good = ok(value)
+        except TypeError:
+            good = False
+        if not good:
+            raise ValueError(f"{key} {value!r}: expected {expected}")
     if not 0 <= c.optim.warmup_epochs < c.optim.epochs:
         raise ValueError(f"warmup_epochs {c.optim.warmup_epochs!r}: expected 0 to less than epochs ({c.optim.epochs})")
 
@@ -131,15 +139,19 @@ def to_dict(config: TrainConfig) -> dict:
     "Plain values, ready for JSON"
     return json.loads(json.dumps(asdict(config)))
 
-# %% ../../nbs/train/01_recipe.ipynb #e5ed096b
+# %% ../../nbs/train/01_recipe.ipynb #f1173f58
 def flat(config) -> dict:
     "All values with dotted names: optim.lr, data.views, ..."
-    return {f"{k}.{n}" if isinstance(v, dict) else k: x for k, v in to_dict(config).items() for n, x in (v.items() if isinstance(v, dict) else [(k, v)])}
+    return {
+        f"{k}.{n}" if isinstance(v, dict) else k: x
+        for k, v in to_dict(config).items()
+        for n, x in (v.items() if isinstance(v, dict) else [(k, v)])
+    }
 
 def changes(
     a: TrainConfig,
     b: TrainConfig,
-    but: tuple=() # dotted names that may differ
+    but: tuple = (),  # dotted names that may differ
 ) -> list[str]:
     "In which fields two recipes differ, as 'optim.lr is 1e-05, expected 8e-06'"
     a, b = flat(a), flat(b)

@@ -97,14 +97,23 @@ def plot_log(log, ax=None):
         b.legend(fontsize=7, loc="center right")
     return ax
 
-# %% ../../nbs/use/02_report.ipynb #573fbcd7
+# %% ../../nbs/use/02_report.ipynb #0eb4366a
 STYLE = """:root{--bg:#fff;--fg:#1c2330;--soft:#5b6675;--card:#f4f6f9;--line:#d9dfe7;--good:#18794e;--bad:#b42318;--accent:#1f5fbf}
-@media(prefers-color-scheme:dark){:root{--bg:#12161c;--fg:#e6eaf0;--soft:#9aa6b5;--card:#1b212a;--line:#2c3542;--good:#4cc38a;--bad:#ff8a80;--accent:#7fb2ff}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1060px;padding:24px 16px 60px;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
-h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.15rem;margin:2.2em 0 .6em;border-bottom:1px solid var(--line);padding-bottom:.2em}p,td,th{font-size:.95rem}.soft{color:var(--soft)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px;margin:18px 0}.card{background:var(--card);border-radius:10px;padding:12px 14px}.card b{display:block;font-size:1.7rem;color:var(--accent)}
-.card span{color:var(--soft);font-size:.82rem}figure{margin:14px 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:8px;overflow-x:auto}figure img{display:block;max-width:100%;margin:auto}.clip{margin:18px 0}.clip .scroll{overflow-x:auto;border-radius:6px}
-.clip img{display:block;width:100%;min-width:640px}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}"""
+@media(prefers-color-scheme:dark){:root{--bg:#12161c;--fg:#e6eaf0;--soft:#9aa6b5;--card:#1b212a;--line:#2c3542;--good:#4cc38a;
+--bad:#ff8a80;--accent:#7fb2ff}}*{box-sizing:border-box}
+body{margin:0 auto;max-width:1060px;padding:24px 16px 60px;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.6rem;margin:.2em 0}
+h2{font-size:1.15rem;margin:2.2em 0 .6em;border-bottom:1px solid var(--line);padding-bottom:.2em}
+p,td,th{font-size:.95rem}.soft{color:var(--soft)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px;margin:18px 0}
+.card{background:var(--card);border-radius:10px;padding:12px 14px}
+.card b{display:block;font-size:1.7rem;color:var(--accent)}.card span{color:var(--soft);font-size:.82rem}
+figure{margin:14px 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:8px;overflow-x:auto}
+figure img{display:block;max-width:100%;margin:auto}.clip{margin:18px 0}
+.clip .scroll{overflow-x:auto;border-radius:6px}.clip img{display:block;width:100%;min-width:640px}
+.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}"""
 
 def _cards(summary):
     what = dict(
@@ -123,7 +132,7 @@ def _table(rows):
         "<table>" + "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
     )
 
-# %% ../../nbs/use/02_report.ipynb #d905171a
+# %% ../../nbs/use/02_report.ipynb #e90bab1a
 def _clip_block(dataset, result, i, at):
     "One clip: strip, truth, prediction, probability"
     import cv2
@@ -134,7 +143,9 @@ def _clip_block(dataset, result, i, at):
     jpg = cv2.imencode(".jpg", strip(sample)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
     e = lambda c: html.escape(result.classes[c])
     verdict = f'<span class="good">right</span>: {e(y)}' if ok else f'<span class="bad">wrong</span>: said {e(said)}; it is {e(y)}'
-    return f'<div class="clip"><div class="scroll"><img alt="eight frames of {html.escape(result.names[i])} with skeleton" src="{data_uri(jpg, "jpeg")}"></div>{verdict} <span class="soft">({p[said]:.0%}, {html.escape(result.names[i])})</span></div>'
+    name = html.escape(result.names[i])
+    img = f'<div class="scroll"><img alt="eight frames of {name} with skeleton" src="{data_uri(jpg, "jpeg")}"></div>'
+    return f'<div class="clip">{img}{verdict} <span class="soft">({p[said]:.0%}, {name})</span></div>'
 
 def choose_clips(result, n=8):
     "Clips to show: the first of each class, wrong ones first where a class has any"
@@ -146,7 +157,7 @@ def choose_clips(result, n=8):
         out.append((pick or mine)[0])
     return out[:n]
 
-# %% ../../nbs/use/02_report.ipynb #6432951e
+# %% ../../nbs/use/02_report.ipynb #6f6f3a9b
 def write_report(
     path,  # of the HTML file
     result: Result,  # of the evaluation
@@ -160,10 +171,11 @@ def write_report(
     import matplotlib.pyplot as plt
 
     s = result.summary()
+    unread = f", {s['broken']} unreadable" if s["broken"] else ""
     number = {c.name: k * dataset.views for k, c in enumerate(dataset.clipset.clips)}
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {s["views"]} view(s) per clip{", " + str(s["broken"]) + " unreadable" if s["broken"] else ""}.</p>',
+        f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {s["views"]} view(s) per clip{unread}.</p>',
         f'<div class="cards">{_cards(s)}</div>',
     ]
     if others:
@@ -177,7 +189,8 @@ def write_report(
     parts += [
         "<h2>Which classes are mistaken for which?</h2>",
         f'<figure><img alt="confusion matrix" src="{figure_uri(fig)}"></figure>',
-        '<p class="soft">Rows are the truth, columns what the model said. Red frames: classes whose joints move alike, so that only the picture tells them apart.</p>',
+        '<p class="soft">Rows are the truth, columns what the model said. Red frames: classes whose joints move alike, '
+        "so that only the picture tells them apart.</p>",
     ]
     parts += [
         "<h2>Eight clips</h2>",
@@ -186,7 +199,9 @@ def write_report(
     ]
     if protocol:
         parts += ["<h2>Protocol</h2>", _table(protocol)]
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f"<head>{meta}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+    page = f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>'
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
