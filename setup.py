@@ -32,7 +32,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[lib, lib + ".*"]),
     include_package_data=False,
-    package_data={lib: ["weights/*"]},
+    package_data={lib: ["weights/*", "results/*"]},
     install_requires=needs(),
     extras_require={
         "nb": needs("nb_"),

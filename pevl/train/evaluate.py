@@ -169,16 +169,19 @@ def plot_confusion(
     result: Result,
     ax=None,  # matplotlib axes
 ):
-    "Rows are the truth, columns what the model said; a red frame marks the pairs that only the picture separates"
+    "Rows are the truth, columns what the model said; pairs that only the picture separates come first, each in a red square"
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(7, 5))[1]
     m = result.scores["confusion"].float()
     m = m / m.sum(1, keepdim=True).clamp(min=1)
     C = len(m)
+    order = [*dict.fromkeys([c for pair in result.pairs for c in pair] + [*range(C)])]  # partners stand side by side
+    m = m[order][:, order]
     ax.imshow(m, cmap="Blues", vmin=0, vmax=1)
-    ax.set(xlabel="said", ylabel="truth", xticks=range(C))
-    ax.set_yticks(range(C), [f"{c} ({i})" for i, c in enumerate(result.classes)], fontsize=7)
+    ax.set(xlabel="said", ylabel="truth")
+    ax.set_xticks(range(C), order)
+    ax.set_yticks(range(C), [f"{result.classes[c]} ({c})" for c in order], fontsize=7)
     if C <= 16:
         [
             ax.text(j, i, f"{m[i, j]:.0%}", ha="center", va="center", fontsize=6, color="white" if m[i, j] > 0.6 else "black")
@@ -186,6 +189,6 @@ def plot_confusion(
             for j in range(C)
             if m[i, j] > 0.005
         ]
-    for i, j in result.pairs:
-        [ax.add_patch(plt.Rectangle((b - 0.5, a - 0.5), 1, 1, fill=False, ec="tab:red", lw=1.2)) for a in (i, j) for b in (i, j)]
+    for i in range(0, 2 * len(result.pairs), 2):
+        ax.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 2, 2, fill=False, ec="tab:red", lw=1.5))
     return ax

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER_DIVE', 'dive_frames', 'make_frames', 'fits', 'caption_loss', 'value_captions', 'value_logits', 'value_loss',
-           'Locator', 'encode_captions', 'zero_shot', 'sample_captions', 'step_loss', 'pretrain']
+           'Locator', 'encode_captions', 'zero_shot', 'sample_captions', 'step_loss', 'pretrain', 'model_card']
 
 # %% ../../nbs/train/04_pretrain.ipynb #0f30fc82
 import csv, json, math, os, time
@@ -177,7 +177,7 @@ def step_loss(clip, locator, images, facts, points, rng, tok, captions=24):
     located = locator(tokens.float(), points, facts)
     return captioned + valued + located, (captioned.item(), valued.item(), located.item())
 
-# %% ../../nbs/train/04_pretrain.ipynb #b5ac9dee
+# %% ../../nbs/train/04_pretrain.ipynb #2de350f4
 def pretrain(
     out,  # folder for pevl_nano_clip.safetensors, .json, .csv and the model card
     dives: int = 7000,  # ten frames each
@@ -235,6 +235,7 @@ def pretrain(
         minutes=round((time.time() - start) / 60, 1),
         torch=torch.__version__.split("+")[0],
     )
+    model_card(out)
     return scores
 
 # %% ../../nbs/train/04_pretrain.ipynb #c9b004a3
@@ -252,3 +253,30 @@ def _log_line(step, parts, clip, held, out, progress):
     if progress:
         print("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v}" for k, v in line.items()), flush=True)
     return line
+
+# %% ../../nbs/train/04_pretrain.ipynb #5cfaed89
+def model_card(
+    folder # holds pevl_nano_clip.json, as `pretrain` writes it
+) -> Path: # pevl_nano_clip.md
+    "Write the model card: what it is, how it was made, what it can and cannot do"
+    folder = Path(folder); n = json.loads((folder / "pevl_nano_clip.json").read_text()); path = folder / "pevl_nano_clip.md"
+    row = lambda k, values: f"| {k} | {', '.join(values)} | {1/len(values):.0%} | {n['zero_shot'][k]:.1%} |"
+    rows = [row(k, v[1:]) for k, v in FACTS.items()]
+    path.write_text(f"""# pevl_nano_clip
+
+The CLIP under `pevl_nano`: a picture tower and a text tower of 1.6 million parameters together, made to be trained and used on a CPU.
+It has seen **simulated dives only** (SimDive), no photograph. Use it for the chapters, the tests and experiments on SimDive;
+for real videos start from OpenAI's CLIP (`pevl_vit_b16`).
+
+- **Input** pictures of 112 × 112 pixels, patches of 16; texts of SimDive's vocabulary, 77 tokens
+- **Output** vectors of length 128, compared by cosine similarity
+- **Trained** on {n['train_frames']:,} captioned frames, with `{n['command']}`,
+  in {n['minutes']:.0f} minutes on two CPU cores, torch {n['torch']}
+- **File** pevl_nano_clip.safetensors, half precision, sha256 `{n['sha256']}`; log in pevl_nano_clip.csv
+- **Licence** that of the package
+
+Zero-shot accuracy on {n['test_frames']:,} held-out frames of dives with other bodies, cameras and scenes (mean over a fact's values):
+
+| fact | values | chance | accuracy |
+|---|---|---:|---:|
+""" + "\n".join(rows) + "\n", encoding="utf-8"); return path

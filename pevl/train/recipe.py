@@ -108,7 +108,7 @@ _NANO = dict(
 PRESETS = dict( # name -> what differs from the paper
     paper={},
     nano=_NANO,
-    demo=_NANO | dict(optim=dict(lr=1e-3, epochs=20, warmup_epochs=1), eval_every=0))
+    demo=_NANO | dict(optim=dict(lr=1e-3, epochs=9, warmup_epochs=1), eval_every=0))
 
 def preset(
     name: str # paper, nano or demo

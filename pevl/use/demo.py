@@ -37,16 +37,17 @@ def demo(
     classes:int=8,
     train:int=60,            # training clips per class
     test:int=25,             # test clips per class
-    minutes:float=4.5,       # for training; the schedule is squeezed into it
+    minutes:float=6.,        # budget for training: nine epochs, or as many as fit, with the schedule squeezed
     modalities:tuple=("video", "pose", "text"),
     train_everything:bool=False, # train the trunk too, instead of adapters only
+    data=None,               # folder for the clips, to share them between runs; None: inside `out`
     workers:int=0,           # processes that draw clips; 0: one per core
     progress:bool=True
 ) -> dict:                   # summary: top1, top5, mean_class, within_pairs, ...
     "Simulate, train, evaluate, predict one clip, write report.html"
     out, start = Path(out), time.time(); say = (lambda *a: print(*a, flush=True)) if progress else (lambda *a: None)
     say(f"1/4  SimDive: {classes} classes, {train} training and {test} test clips of each")
-    root = generate(out/f"simdive-{classes}x{train}+{test}-seed{seed}", classes, train, test, seed, workers, progress=progress)
+    root = generate(data or out/f"simdive-{classes}x{train}+{test}-seed{seed}", classes, train, test, seed, workers, progress=progress)
     sets = [read_diving48(root, s) for s in ("train", "test")]; config = demo_recipe(seed, minutes, modalities, train_everything)
     say(f"2/4  training {config.model.name} ({', '.join(modalities)}), at most {minutes:g} minutes")
     torch.manual_seed(seed); model = create_model(config.model.name, config.model.weights, **config.model.overrides())

@@ -86,14 +86,15 @@ def plot_log(log, ax=None):
     ax.set_xlabel("epoch")
     ax.set_ylabel("training loss", color="tab:orange")
     ax.grid(alpha=0.3)
-    names = [k for k in ("accuracy", "train_top1", "acc", "top1", "test_top1") if k in log and any(v == v for v in log[k])]
+    names = {"accuracy": "training clips", "test_top1": "held-out clips"}
+    names = {k: n for k, n in names.items() if any(v == v for v in log.get(k, []))}
     if names:
         b = ax.twinx()
         b.set_ylim(0, 1.02)
         b.set_ylabel("accuracy", color="tab:blue")
-        for k, c in zip(names, ("tab:blue", "tab:green", "tab:purple")):
+        for (k, name), mark in zip(names.items(), ("o-", "s:")):
             p = [(i, v) for i, v in zip(x, log[k]) if v == v]
-            b.plot(*zip(*p), c=c, marker=".", label={"accuracy": "training clips", "top1": "test clips"}.get(k, k))
+            b.plot(*zip(*p), mark, c="tab:blue", ms=3 if k == "accuracy" else 7, label=name)
         b.legend(fontsize=7, loc="center right")
     return ax
 
@@ -113,7 +114,8 @@ figure img{display:block;max-width:100%;margin:auto}.clip{margin:18px 0}
 .clip .scroll{overflow-x:auto;border-radius:6px}.clip img{display:block;width:100%;min-width:640px}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}"""
+td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+th{min-width:6.5em;font-weight:600}"""
 
 def _cards(summary):
     what = dict(
@@ -172,10 +174,11 @@ def write_report(
 
     s = result.summary()
     unread = f", {s['broken']} unreadable" if s["broken"] else ""
+    views = "1 view" if s["views"] == 1 else f"{s['views']} views"
     number = {c.name: k * dataset.views for k, c in enumerate(dataset.clipset.clips)}
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {s["views"]} view(s) per clip{unread}.</p>',
+        f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {views} of each{unread}.</p>',
         f'<div class="cards">{_cards(s)}</div>',
     ]
     if others:
@@ -189,7 +192,7 @@ def write_report(
     parts += [
         "<h2>Which classes are mistaken for which?</h2>",
         f'<figure><img alt="confusion matrix" src="{figure_uri(fig)}"></figure>',
-        '<p class="soft">Rows are the truth, columns what the model said. Red frames: classes whose joints move alike, '
+        '<p class="soft">Rows are the truth, columns what the model said. Red squares: two classes whose joints move alike, '
         "so that only the picture tells them apart.</p>",
     ]
     parts += [
