@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import demo_table
 from settings import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,3 +29,9 @@ def test_make_targets_that_it_names_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = set(re.findall(r"`make (\w+)`|^make (\w+)", README, re.M))
     assert named and all(re.search(rf"^{a or b}:", makefile, re.M) for a, b in named)
+
+
+def test_results_are_those_that_were_measured():
+    assert demo_table.MARK[0] + demo_table.table() + demo_table.MARK[1] in README, "python tools/demo_table.py write"
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert linked and not [name for name in linked if not (ROOT / name).exists()]

@@ -94,7 +94,42 @@ def _missing(box, stream, packets):
     promised, half_frame = 3600 * hours + 60 * minutes + seconds, .5 / float(stream.average_rate or 30)
     return f"{end:.2f} of {promised:.2f} seconds are in the file" if end < promised - half_frame else ""
 
-# %% ../../nbs/data/01_video.ipynb #81eb47e4
+# %% ../../nbs/data/01_video.ipynb #4e77c07f
+_BOXES = b"ftyp styp pdin moov moof mdat free skip wide sidx mfra uuid meta udta emsg prft".split()
+
+def _boxes_end(f):
+    "Where the last box of an mp4 ends by its own header"
+    at = 0
+    while True:
+        f.seek(at); head = f.read(16); size = int.from_bytes(head[:4], "big")
+        if 0 < len(head) < 8: return at + 8 if any(head) else at          # cut inside a header
+        if head[4:8] not in _BOXES: return at
+        if size == 1: size = int.from_bytes(head[8:], "big")              # a large box
+        if size < 8: return at                                            # 0: as long as the file
+        at += size
+
+# %% ../../nbs/data/01_video.ipynb #b62a1845
+def _vint(data):
+    "A number as Matroska writes it: its length in bytes, its value (None: unknown)"
+    n = 9 - data[0].bit_length(); value = int.from_bytes(data[:n], "big") & (1 << 7*n) - 1
+    return n, None if value == (1 << 7*n) - 1 else value
+
+def _segment_end(f):
+    "Where the segment of an mkv or webm ends by its own header; 0 if it does not say"
+    f.seek(0); n, size = _vint(f.read(12)[4:])
+    f.seek(4 + n + (size or 0)); head = f.read(12)
+    if head[:4] != bytes.fromhex("18538067") or len(head) < 12: return 0
+    m, length = _vint(head[4:])
+    return 0 if length is None else 4 + n + size + 4 + m + length
+
+# %% ../../nbs/data/01_video.ipynb #02fd47ed
+def _bytes_missing(path, kind):
+    "What the boxes of an mp4 or the segment of an mkv promise beyond the end of the file, in words; '' if nothing is missing"
+    with open(path, "rb") as f: end = _boxes_end(f) if "mp4" in kind else _segment_end(f) if "matroska" in kind else 0
+    size = os.path.getsize(path)
+    return f"{size} of {end} bytes are in the file" if end > size else ""
+
+# %% ../../nbs/data/01_video.ipynb #0c086d80
 @dataclass
 class Packets:
     "What a file holds, by counting its packets and decoding one frame"
@@ -104,28 +139,32 @@ class Packets:
     width: int # pixels, as shown
     turns: int # quarter turns, counter-clockwise, from the stored picture to the one that is shown
     pts: np.ndarray | None # (F,) time stamp of each frame in the order of display; None when the file has none
+    table: bool = True # whether this kind of file notes where its key frames are; without, a decoder that seeks lands anywhere
 
-# %% ../../nbs/data/01_video.ipynb #8fbfdfcb
-def _first_frame(box, stream, pts):
+# %% ../../nbs/data/01_video.ipynb #3214bd15
+_TABLES = ("mp4", "matroska", "avi")
+
+def _first_frame(box, stream, pts, table):
     "The first frame as it is stored"
-    if pts is not None: box.seek(int(pts[0]), stream=stream, backward=True)
+    if pts is not None and table: box.seek(int(pts[0]), stream=stream, backward=True)
     return next(box.decode(stream), None)
 
-# %% ../../nbs/data/01_video.ipynb #18d4c58a
+# %% ../../nbs/data/01_video.ipynb #c6fff1ee
 def _count(path, box):
     "`Packets` of an open container"
     stream = _video_stream(path, box)
     packets = [(p.pts, p.duration, p.is_discard) for p in box.demux(stream) if p.size and not p.is_corrupt]
     shown = [pts for pts, _, hidden in packets if not hidden]
     if not shown: raise VideoError(path, "the video stream holds no frames")
-    if missing := _missing(box, stream, packets): raise VideoError(path, f"truncated: {missing}")
+    if missing := _missing(box, stream, packets) or _bytes_missing(path, box.format.name): raise VideoError(path, f"truncated: {missing}")
     pts = None if None in shown else np.unique(shown)
     if pts is not None and len(pts) < len(shown): pts = None
-    with av.open(str(path)) as again: frame = _first_frame(again, _video_stream(path, again), pts)
+    table = any(k in box.format.name for k in _TABLES)
+    with av.open(str(path)) as again: frame = _first_frame(again, _video_stream(path, again), pts, table)
     if frame is None: raise VideoError(path, "damaged: not even the first frame can be decoded")
     turns = round(frame.rotation / 90) % 4
     H, W = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-    return Packets(len(shown), float(stream.average_rate or stream.guessed_rate or 0), H, W, turns, pts)
+    return Packets(len(shown), float(stream.average_rate or stream.guessed_rate or 0), H, W, turns, pts, table)
 
 # %% ../../nbs/data/01_video.ipynb #56609f18
 def count_packets(
@@ -139,7 +178,7 @@ def count_packets(
     except (OSError, ValueError, av.FFmpegError):
         raise VideoError(path, "not a video, or cut off before its index (cannot be opened)") from None
 
-# %% ../../nbs/data/01_video.ipynb #8131eb3c
+# %% ../../nbs/data/01_video.ipynb #e39d8f6a
 def pyav_frames(
     path, # video file
     info: Packets, # from `count_packets`
@@ -150,7 +189,7 @@ def pyav_frames(
     out, n = np.empty((len(wanted), H, W, 3), np.uint8), 0
     with av.open(str(path)) as box:
         stream = _video_stream(path, box)
-        if info.pts is not None: box.seek(int(info.pts[wanted[0]]), stream=stream, backward=True)
+        if info.pts is not None and info.table: box.seek(int(info.pts[wanted[0]]), stream=stream, backward=True)
         times = np.arange(info.num_frames) if info.pts is None else info.pts
         for count, frame in enumerate(box.decode(stream)):
             time = count if info.pts is None else frame.pts
@@ -160,12 +199,13 @@ def pyav_frames(
     if n < len(wanted): raise VideoError(path, f"damaged: frame {wanted[n]} of {info.num_frames} cannot be decoded")
     return np.rot90(out, info.turns, (1, 2))
 
-# %% ../../nbs/data/01_video.ipynb #b8dedee9
+# %% ../../nbs/data/01_video.ipynb #2ee449bb
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")  # decord's default, 10240, looks like a hang
 
 def _decord_reader(path, info):
     "A decord reader, silent; raises ImportError without decord and RuntimeError when it disagrees with the container"
     import decord
+    if not info.table: raise RuntimeError("it would seek without a table of the frames, and return wrong ones")
     decord.logging.set_level(decord.logging.QUIET)
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     if len(reader) != info.num_frames: raise RuntimeError(f"decord counts {len(reader)} frames, the container {info.num_frames}")

@@ -40,7 +40,7 @@ def load_any(
     path = find_checkpoint(model)
     return load_model(path) if path else create_model(str(model), weights="clip")
 
-# %% ../../nbs/use/01_predict.ipynb #a53ab984
+# %% ../../nbs/use/01_predict.ipynb #0e6ebfe1
 _FACTS = dict( # name -> (what must hold, in words)
     classes=(lambda v: isinstance(v, list) and len(v) > 1 and all(isinstance(t, str) for t in v), "two or more texts"),
     kind=(lambda v: isinstance(v, str), "a text"),
@@ -56,7 +56,8 @@ def read_facts(
     read_config(path)  # it is a checkpoint, or this is an error
     with safe_open(path, "pt") as f: facts = json.loads(f.metadata()["pevl"]).get("facts", {})
     for name, (ok, expected) in _FACTS.items():
-        if name in facts and not ok(facts[name]): raise ValueError(f"{path}: fact {name!r}: is {str(facts[name])[:40]!r}, expected {expected}")
+        if name in facts and not ok(facts[name]):
+            raise ValueError(f"{path}: fact {name!r}: is {str(facts[name])[:40]!r}, expected {expected}")
     return facts
 
 # %% ../../nbs/use/01_predict.ipynb #1f83ea4e
