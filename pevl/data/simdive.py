@@ -593,6 +593,16 @@ def load_truth(path) -> dict:
     except (OSError, KeyError, ValueError) as e:
         raise ValueError(f"{path}: not a SimDive truth file ({e})") from None
 
+def _read_meta(path, meta):
+    "What the folder was made with; `meta` if it is new"
+    if not path.exists():
+        return meta
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: cannot be read, expected what a simulation wrote; remove the folder or choose another one") from None
+
+
 def _save_json(path, value):
     tmp = Path(path).with_name(f".{Path(path).name}.tmp")
     tmp.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
@@ -635,14 +645,14 @@ def generate(
     if size < 32 or size % 2:
         raise ValueError(f"--size {size}: expected an even number of pixels, 32 or more")
     meta = dict(version=VERSION, classes=classes, train=train, test=test, seed=seed, size=size, noise=noise)
-    for d in ("rgb", "pose", "truth"):
-        (out / d).mkdir(parents=True, exist_ok=True)
-    known = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else meta
+    known = _read_meta(out / "meta.json", meta)
     if known != meta:
         raise ValueError(
             f"{out / 'meta.json'}: another data set is here "
             f"({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})"
         )
+    for d in ("rgb", "pose", "truth"):
+        (out / d).mkdir(parents=True, exist_ok=True)
     _save_json(out / "meta.json", meta)
     _save_json(out / "SimDive_vocab.json", [list(l) for l in labels])
     records = {s: [(f"simdive_{s}_{i:05d}", i % classes) for i in range(n * classes)] for s, n in (("train", train), ("test", test))}

@@ -223,9 +223,13 @@ def read_config(
     try:
         with safe_open(path, "pt") as f: meta = f.metadata() or {}
         c = json.loads(meta["pevl"])["config"]; known = {f.name for f in fields(PeVLConfig)}
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        if unknown := sorted(c.keys() - known): raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
+    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise ValueError(f"{path}: not a PeVL checkpoint, expected a .safetensors file with a configuration in it") from None
-    if unknown := sorted(c.keys() - known): raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
+    for name, value in c.items():
+        like = getattr(PeVLConfig, name)
+        kinds = {tuple: (list,), float: (int, float)}.get(type(like), (type(like),))
+        if type(value) not in kinds: raise ValueError(f"{path}: configuration field {name} is {value!r}, expected something like {like!r}")
     return PeVLConfig(**c)
 
 # %% ../../nbs/model/07_pevl.ipynb #969aba31
