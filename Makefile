@@ -27,7 +27,7 @@ test: lint book
 
 lint: .venv/.dev
 	$(PY) -m ruff check pevl tests tools setup.py nbs/_ext
-	$(PY) -m ruff format --check tests tools setup.py nbs/_ext
+	$(PY) -m ruff format --check tests tools setup.py nbs
 	$(PY) tools/nb.py check
 	$(PY) tools/links.py --check
 

@@ -28,7 +28,11 @@ setup(
     url=cfg["git_url"],
     project_urls={"Book": cfg["doc_host"] + cfg["doc_baseurl"], "Issues": cfg["git_url"] + "/issues"},
     keywords=cfg["keywords"].split(),
-    classifiers=["Development Status :: 3 - Alpha", f"Intended Audience :: {cfg['audience']}", "Programming Language :: Python :: 3"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        f"Intended Audience :: {cfg['audience']}",
+        "Programming Language :: Python :: 3",
+    ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[lib, lib + ".*"]),
     include_package_data=False,

@@ -34,7 +34,12 @@ class Page(HTMLParser):
             self.within.append(tag)
         if tag == "a" and a.get("href"):
             self.links.append(a["href"])
-        elif tag == "link" and set(a.get("rel", "").split()) & {"stylesheet", "preload", "icon", "modulepreload"}:
+        elif tag == "link" and set(a.get("rel", "").split()) & {
+            "stylesheet",
+            "preload",
+            "icon",
+            "modulepreload",
+        }:
             self.loads.append(a["href"])
         elif tag in ("script", "img", "iframe", "video", "audio", "source", "embed", "object"):
             self.loads += [a[k] for k in ("src", "data") if a.get(k)]
@@ -67,11 +72,20 @@ def test_chapter_came_out(chapter):
     p, nb = page(html(chapter)), nbformat.read(NBS / f"{chapter}.ipynb", 4)
     prose = sum(len(c.source.split()) for c in nb.cells if c.cell_type == "markdown")
     assert p.words > prose * 0.6, "the page holds less than its notebook says"
-    stored = sum(1 for c in nb.cells for o in c.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {})))
+    stored = sum(
+        1
+        for c in nb.cells
+        for o in c.get("outputs", [])
+        if any(k.startswith("image/") for k in o.get("data", {}))
+    )
     shown = sum("_images/" in src or src.startswith("data:image/") for src in p.images)
     assert shown >= stored, f"{stored} pictures in the notebook, {shown} on the page"
-    title = next(m[1] for c in nb.cells if c.cell_type == "markdown" and (m := re.search(r"^# (.+)", c.source, re.M)))
-    assert title.replace("`", "").split()[0] in re.sub(r"<[^>]+>", "", re.search(r"<h1>(.*?)</h1>", p.source, re.S)[1])
+    title = next(
+        m[1] for c in nb.cells if c.cell_type == "markdown" and (m := re.search(r"^# (.+)", c.source, re.M))
+    )
+    assert title.replace("`", "").split()[0] in re.sub(
+        r"<[^>]+>", "", re.search(r"<h1>(.*?)</h1>", p.source, re.S)[1]
+    )
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(book.HTML).with_suffix("").as_posix())
@@ -91,7 +105,9 @@ def test_page_needs_no_network(path):
 
 def test_style_sheets_need_no_network():
     for css in book.HTML.rglob("*.css"):
-        found = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]*", css.read_text(encoding="utf-8"))
+        found = re.findall(
+            r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]*", css.read_text(encoding="utf-8")
+        )
         assert not found, f"{css.name}: {found[:3]}"
 
 
@@ -101,14 +117,18 @@ def test_formulas_need_no_network():
     for path in with_math:
         scripts = [u for u in page(path).loads if "mathjax" in u]
         assert scripts and all((path.parent / u.split("?")[0]).resolve().is_file() for u in scripts)
-    assert list((book.HTML / "_static" / "mathjax" / "output").rglob("*.woff")), "MathJax came without its fonts"
+    assert list((book.HTML / "_static" / "mathjax" / "output").rglob("*.woff")), (
+        "MathJax came without its fonts"
+    )
 
 
 def test_names_are_linked():
     "Backticked names of the package lead to the cell that defines them"
     marks = [c for c in CHAPTERS if 'class="pevl-export' in page(html(c)).source]
     assert len(marks) == len(CHAPTERS) - 1, "chapters without a visible exported cell"
-    assert any(re.search(r'<a class="reference internal" href="[^"]*#api-', page(html(c)).source) for c in CHAPTERS)
+    assert any(
+        re.search(r'<a class="reference internal" href="[^"]*#api-', page(html(c)).source) for c in CHAPTERS
+    )
 
 
 def test_hidden_cells_are_hidden():

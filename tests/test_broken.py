@@ -52,8 +52,12 @@ def turned(path, target):
     data = bytearray(path.read_bytes())
     at = data.find(b"tkhd") + 44
     width, height = data[at + 36 : at + 40], data[at + 40 : at + 44]
-    data[at : at + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in (0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30))
-    assert (width, height) == ((96 << 16).to_bytes(4, "big"), (64 << 16).to_bytes(4, "big")), "not a display matrix"
+    data[at : at + 36] = b"".join(
+        v.to_bytes(4, "big", signed=True) for v in (0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    )
+    assert (width, height) == ((96 << 16).to_bytes(4, "big"), (64 << 16).to_bytes(4, "big")), (
+        "not a display matrix"
+    )
     target.write_bytes(data)
     return target
 
@@ -107,9 +111,18 @@ UNUSUAL = {  # name -> (frames, how to write them)
     "uneven.mkv": (FILM, dict(times=20 * np.arange(40) + np.arange(40) ** 2)),
     "starts_late.mp4": (FILM, dict(times=5000 + 33 * np.arange(40))),
     "a_long_gap.mp4": (FILM, dict(times=33 * np.arange(40) + 60_000 * (np.arange(40) > 19))),
-    "fragments.mp4": (FILM, dict(container_options={"movflags": "frag_keyframe+empty_moov"}, options={"g": "10"})),
+    "fragments.mp4": (
+        FILM,
+        dict(container_options={"movflags": "frag_keyframe+empty_moov"}, options={"g": "10"}),
+    ),
 }
-NOT_FOR_DECORD = ("one_frame.mkv", "flat.mp4", "live.mkv", "stream.ts", "mpeg2.mpg")  # decord may refuse these, but never get them wrong
+NOT_FOR_DECORD = (
+    "one_frame.mkv",
+    "flat.mp4",
+    "live.mkv",
+    "stream.ts",
+    "mpeg2.mpg",
+)  # decord may refuse these, but never get them wrong
 TINY = {"one_pixel": (1, 1), "row": (1, 500), "three_by_five": (3, 5)}
 
 
@@ -155,7 +168,10 @@ def test_tiny(tmp_path, name, backend):
     film = np.full((12, h, w, 3), np.array(greys)[:, None, None, None], np.uint8)
     path = write(tmp_path / f"{name}.mkv", film, codec="ffv1", pixels="bgr0")
     frames = read_or_refused_by_decord(path, backend, name == "one_pixel")
-    assert tuple(frames.shape) == (12, 3, h, w) and frames.flatten(1).float().mean(1).round().int().tolist() == greys
+    assert (
+        tuple(frames.shape) == (12, 3, h, w)
+        and frames.flatten(1).float().mean(1).round().int().tolist() == greys
+    )
 
 
 @each_backend
@@ -173,14 +189,18 @@ def test_turned(tmp_path, backend):
     assert numbers(frames.rot90(1, (2, 3))) == list(range(40))
 
 
-LARGE = {name: numbered(40, 320, 480) for name in ("a.mp4", "a.mkv", "a.avi", "a.ts", "a.mpg", "fragments.mp4")}  # too large to be swept
+LARGE = {
+    name: numbered(40, 320, 480) for name in ("a.mp4", "a.mkv", "a.avi", "a.ts", "a.mpg", "fragments.mp4")
+}  # too large to be swept
 ORDERS = [[39], [0, 39], [25, 3, 17, 3], [9, 11, 19, 21, 38]]
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_any_order(tmp_path, name):
     "Seeking finds the frame that was asked for, in every kind of file and from every position"
-    how = {"a.avi": dict(codec="mpeg4"), "a.mpg": dict(codec="mpeg2video")}.get(name, dict(options={"g": "10", "preset": "ultrafast"}))
+    how = {"a.avi": dict(codec="mpeg4"), "a.mpg": dict(codec="mpeg2video")}.get(
+        name, dict(options={"g": "10", "preset": "ultrafast"})
+    )
     if name == "fragments.mp4":
         how["container_options"] = {"movflags": "frag_keyframe+empty_moov"}
     path = write(tmp_path / name, LARGE[name], **how)
@@ -222,7 +242,9 @@ def test_truncated(tmp_path, name):
             try:
                 frames, _ = read_all(path, backend)
             except VideoError:
-                refused(path, backend, "truncated", "cut off", "empty", "no frames", "damaged", "no video stream")
+                refused(
+                    path, backend, "truncated", "cut off", "empty", "no frames", "damaged", "no video stream"
+                )
                 lines += 1
                 continue
             assert numbers(frames) == list(range(40)), f"{name}: {place} of {n} bytes, {backend}"

@@ -25,7 +25,12 @@ def command(*args):
 def pevl(*args, **env):
     "As a process of its own"
     return subprocess.run(
-        command(*args), env={**os.environ, **ENV, **env}, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+        command(*args),
+        env={**os.environ, **ENV, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -75,14 +80,35 @@ def dives(tmp_path_factory):
     "A tiny simulated data set"
     from pevl.data.simdive import generate
 
-    return generate(tmp_path_factory.mktemp("cli") / "dives", classes=2, train=2, test=1, workers=1, size=64, progress=False)
+    return generate(
+        tmp_path_factory.mktemp("cli") / "dives",
+        classes=2,
+        train=2,
+        test=1,
+        workers=1,
+        size=64,
+        progress=False,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(dives, tmp_path_factory):
     "The folder of a training run whose prompts are not the default ones"
     out = tmp_path_factory.mktemp("cli") / "run"
-    args = ["--preset", "nano", "--epochs", 1, "--batch-size", 4, "--kind", "gymnastic", "--template", "doing", "--amp", "no"]
+    args = [
+        "--preset",
+        "nano",
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--kind",
+        "gymnastic",
+        "--template",
+        "doing",
+        "--amp",
+        "no",
+    ]
     assert main(["train", "--data", dives, "--out", out, *args]) == 0
     return out
 
@@ -165,16 +191,43 @@ def test_wrong_usage(args, capfd, tmp_path, monkeypatch):
 
 def test_train_says_where_the_results_are(dives, run, tmp_path, capfd):
     out = tmp_path / "a run"
-    assert main(["train", "--data", dives, "--out", out, "--preset", "nano", "--epochs", 1, "--batch-size", 4]) == 0
+    assert (
+        main(["train", "--data", dives, "--out", out, "--preset", "nano", "--epochs", 1, "--batch-size", 4])
+        == 0
+    )
     text = capfd.readouterr().out
-    assert f"wrote {out}" in text and "top-1" in text and f"pevl evaluate --data {dives} --weights '{out}'" in text
+    assert (
+        f"wrote {out}" in text
+        and "top-1" in text
+        and f"pevl evaluate --data {dives} --weights '{out}'" in text
+    )
     assert {"model.safetensors", "result.json", "summary.json", "log.csv", "recipe.json"} <= set(tree(out))
-    assert main(["train", "--data", dives, "--out", out, "--preset", "nano", "--epochs", 1, "--batch-size", 4, "--resume"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                dives,
+                "--out",
+                out,
+                "--preset",
+                "nano",
+                "--epochs",
+                1,
+                "--batch-size",
+                4,
+                "--resume",
+            ]
+        )
+        == 0
+    )
 
 
 def test_evaluate_asks_in_the_words_of_the_checkpoint(dives, run, tmp_path, says):
     told = json.loads((run / "summary.json").read_text())
-    out = says("evaluate", "--data", dives, "--weights", run / "model.safetensors", "--out", tmp_path / "page")
+    out = says(
+        "evaluate", "--data", dives, "--weights", run / "model.safetensors", "--out", tmp_path / "page"
+    )
     assert f"asked as       {told['prompt']}" in out and "doing" in told["prompt"]
     assert tree(tmp_path / "page") == ["report.html", "result.json"]
     mine, its = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "page", run))
@@ -197,7 +250,10 @@ def test_predict_as_a_process(clip, tmp_path):
     labels.write_bytes("\ufeffein Sprung vorwärts\r\n\r\na back dive\r\n".encode())
     ran = pevl("predict", clip, "--labels", labels)
     assert ran.returncode == 0 and not ran.stderr, ran.stderr[-3000:]
-    assert {line.split("%  ")[1] for line in ran.stdout.splitlines()} == {"ein Sprung vorwärts", "a back dive"}
+    assert {line.split("%  ")[1] for line in ran.stdout.splitlines()} == {
+        "ein Sprung vorwärts",
+        "a back dive",
+    }
 
 
 # --- numbers and places ---
@@ -252,13 +308,19 @@ def test_read_only_folder(name, copy, run, refuses, tmp_path):
 
 def test_a_finished_run_is_not_overwritten(dives, run, refuses):
     before = (run / "model.safetensors").read_bytes()
-    refuses(["train", "--data", dives, "--out", run, "--preset", "nano"], run, "holds a run already", "--resume")
+    refuses(
+        ["train", "--data", dives, "--out", run, "--preset", "nano"], run, "holds a run already", "--resume"
+    )
     assert (run / "model.safetensors").read_bytes() == before
 
 
 def test_another_data_set_is_not_overwritten(copy, refuses):
     before = tree(copy)
-    refuses(["simdive", "--out", copy, "--classes", 3, "--train", 2, "--test", 1, "--size", 64], "meta.json", "another data set")
+    refuses(
+        ["simdive", "--out", copy, "--classes", 3, "--train", 2, "--test", 1, "--size", 64],
+        "meta.json",
+        "another data set",
+    )
     assert tree(copy) == before
 
 
@@ -275,7 +337,10 @@ DATA = {  # what is broken -> (how, words of the message)
     "empty folder": (lambda d: [shutil.rmtree(d), d.mkdir()], ["vocab.json", "not found"]),
     "no label files": (lambda d: [p.unlink() for p in d.glob("*_V1_*.json")], ["SimDive_V*_", "not found"]),
     "no vocabulary": (lambda d: (d / "SimDive_vocab.json").unlink(), ["vocab.json", "not found"]),
-    "two versions": (lambda d: [shutil.copy(p, str(p).replace("V1", "V2")) for p in d.glob("*_V1_*")], ["V1", "V2", "version"]),
+    "two versions": (
+        lambda d: [shutil.copy(p, str(p).replace("V1", "V2")) for p in d.glob("*_V1_*")],
+        ["V1", "V2", "version"],
+    ),
     "no videos": (lambda d: shutil.rmtree(d / "rgb"), ["rgb", "expected a folder"]),
     "no video is there": (lambda d: [p.unlink() for p in d.glob("rgb/*")], ["rgb", "none of the"]),
     "no poses": (lambda d: shutil.rmtree(d / "pose"), ["no pose file"]),
@@ -287,12 +352,18 @@ DATA = {  # what is broken -> (how, words of the message)
         lambda d: edit(d / "SimDive_vocab.json", lambda v: v[0].__setitem__(0, "Sideways")),
         ["SimDive_vocab.json", "record 0", "takeoff", "Sideways", "expected Back or"],
     ),
-    "a class twice": (lambda d: edit(d / "SimDive_vocab.json", lambda v: v[:1] * 2), ["SimDive_vocab.json", "repeats class"]),
+    "a class twice": (
+        lambda d: edit(d / "SimDive_vocab.json", lambda v: v[:1] * 2),
+        ["SimDive_vocab.json", "repeats class"],
+    ),
     "label is a word": (
         lambda d: [edit(p, lambda r: r[0].update(label="first")) for p in d.glob("*_V1_*")],
         ["SimDive_V1_", "record 0", "'label'", "'first'", "whole number"],
     ),
-    "label is negative": (lambda d: [edit(p, lambda r: r[0].update(label=-1)) for p in d.glob("*_V1_*")], ["record 0", "'label'", "-1"]),
+    "label is negative": (
+        lambda d: [edit(p, lambda r: r[0].update(label=-1)) for p in d.glob("*_V1_*")],
+        ["record 0", "'label'", "-1"],
+    ),
     "a field is missing": (
         lambda d: [edit(p, lambda r: r[0].pop("end_frame") and None) for p in d.glob("*_V1_*")],
         ["end_frame", "missing"],
@@ -301,23 +372,40 @@ DATA = {  # what is broken -> (how, words of the message)
         lambda d: [edit(p, lambda r: r[0].update(vid_name="../../secret")) for p in d.glob("*_V1_*")],
         ["record 0", "vid_name", "file name"],
     ),
-    "an empty list": (lambda d: [p.write_text("[]") for p in d.glob("*_V1_*")], ["SimDive_V1_", "at least one entry"]),
-    "an empty file": (lambda d: [p.write_text("") for p in d.glob("*_V1_*")], ["SimDive_V1_", "line 1", "expected JSON"]),
+    "an empty list": (
+        lambda d: [p.write_text("[]") for p in d.glob("*_V1_*")],
+        ["SimDive_V1_", "at least one entry"],
+    ),
+    "an empty file": (
+        lambda d: [p.write_text("") for p in d.glob("*_V1_*")],
+        ["SimDive_V1_", "line 1", "expected JSON"],
+    ),
     "not UTF-8": (lambda d: [p.write_bytes(b'["\xff"]') for p in d.glob("*_V1_*")], ["SimDive_V1_", "UTF-8"]),
     "too deep": (lambda d: [p.write_text("[" * 100_000) for p in d.glob("*_V1_*")], ["SimDive_V1_", "JSON"]),
     "more frames than the video has": (
-        lambda d: [edit(p, lambda r: [x.update(end_frame=10_000) for x in r] and None) for p in d.glob("*_V1_*")],
+        lambda d: [
+            edit(p, lambda r: [x.update(end_frame=10_000) for x in r] and None) for p in d.glob("*_V1_*")
+        ],
         [".mp4", "has", "frames", "10000"],
     ),
-    "videos cut off": (lambda d: [p.write_bytes(p.read_bytes()[:-50]) for p in d.glob("rgb/*")], [".mp4", "truncated"]),
+    "videos cut off": (
+        lambda d: [p.write_bytes(p.read_bytes()[:-50]) for p in d.glob("rgb/*")],
+        [".mp4", "truncated"],
+    ),
     "poses of another video": (
         lambda d: (
             [shutil.copy(sorted(d.glob("pose/*_train_*"))[0], p) for p in d.glob("pose/*_test_*")]
-            + [shutil.copy(sorted(d.glob("pose/*_test_*"))[0], p) for p in sorted(d.glob("pose/*_train_*"))[1:]]
+            + [
+                shutil.copy(sorted(d.glob("pose/*_test_*"))[0], p)
+                for p in sorted(d.glob("pose/*_train_*"))[1:]
+            ]
         ),
         [".npz", "frames, expected"],
     ),
-    "poses torn": (lambda d: [p.write_bytes(p.read_bytes()[:300]) for p in d.glob("pose/*")], [".npz", "not an .npz file, or truncated"]),
+    "poses torn": (
+        lambda d: [p.write_bytes(p.read_bytes()[:300]) for p in d.glob("pose/*")],
+        [".npz", "not an .npz file, or truncated"],
+    ),
 }
 
 
@@ -327,9 +415,27 @@ def test_broken_data(what, copy, run, refuses, tmp_path):
     change(copy)
     refuses(["evaluate", "--data", copy, "--weights", run, "--out", tmp_path / "page"], *words)
     assert not (tmp_path / "page").exists(), "an evaluation that failed leaves nothing behind"
-    early = what not in ("more frames than the video has", "videos cut off", "poses of another video", "poses torn")
+    early = what not in (
+        "more frames than the video has",
+        "videos cut off",
+        "poses of another video",
+        "poses torn",
+    )
     refuses(
-        ["train", "--data", copy, "--out", tmp_path / "run", "--preset", "nano", "--epochs", 1, "--batch-size", 2], *words[: early or None]
+        [
+            "train",
+            "--data",
+            copy,
+            "--out",
+            tmp_path / "run",
+            "--preset",
+            "nano",
+            "--epochs",
+            1,
+            "--batch-size",
+            2,
+        ],
+        *words[: early or None],
     )
     if early:
         assert not (tmp_path / "run").exists(), "a run that cannot start leaves nothing behind"
@@ -369,7 +475,11 @@ def test_label_file(what, clip, refuses, tmp_path):
 
 
 def test_label_file_is_missing(clip, refuses, tmp_path):
-    refuses(["predict", clip, "--labels", tmp_path / "labels.txt"], "labels.txt: no such file", "one label per line")
+    refuses(
+        ["predict", clip, "--labels", tmp_path / "labels.txt"],
+        "labels.txt: no such file",
+        "one label per line",
+    )
     refuses(["predict", clip, "--labels", tmp_path], tmp_path, "is a folder")
     refuses(["predict", clip, "--labels", "a", "a"], "'a' occurs twice")
 
@@ -380,7 +490,10 @@ VIDEOS = {
     "empty": (lambda p: p.write_bytes(b""), "empty"),
     "folder": (lambda p: [p.unlink(), p.mkdir()], "is a folder"),
     "torn": (lambda p: p.write_bytes(p.read_bytes()[:-40]), "truncated"),
-    "without pose": (lambda p: (p.parent.parent / "pose" / f"{p.stem}.npz").unlink(), "the model needs joints"),
+    "without pose": (
+        lambda p: (p.parent.parent / "pose" / f"{p.stem}.npz").unlink(),
+        "the model needs joints",
+    ),
 }
 
 
@@ -414,13 +527,24 @@ POSES = {
     "empty": (lambda p, _: p.write_bytes(b""), ["not an .npz file"]),
     "torn": (lambda p, _: p.write_bytes(p.read_bytes()[:-100]), ["not an .npz file"]),
     "objects": (pose_with_objects, ["keypoints", "holds Python objects, expected plain numbers"]),
-    "a field is missing": (lambda p, _: np.savez(p, **{k: v for k, v in np.load(p).items() if k != "scores"}), ["scores", "missing"]),
-    "shape": (lambda p, _: np.savez(p, **dict(np.load(p)) | dict(scores=np.ones((3, 4)))), ["scores", "shape (3, 4), expected"]),
+    "a field is missing": (
+        lambda p, _: np.savez(p, **{k: v for k, v in np.load(p).items() if k != "scores"}),
+        ["scores", "missing"],
+    ),
+    "shape": (
+        lambda p, _: np.savez(p, **dict(np.load(p)) | dict(scores=np.ones((3, 4)))),
+        ["scores", "shape (3, 4), expected"],
+    ),
     "length": (
-        lambda p, _: np.savez(p, **{k: v[:9] if k in ("keypoints", "scores") else v for k, v in np.load(p).items()}),
+        lambda p, _: np.savez(
+            p, **{k: v[:9] if k in ("keypoints", "scores") else v for k, v in np.load(p).items()}
+        ),
         ["has 9 frames, expected"],
     ),
-    "layout": (lambda p, _: np.savez(p, **dict(np.load(p)) | dict(layout=np.array("octopus"))), ["layout 'octopus'", "expected one of"]),
+    "layout": (
+        lambda p, _: np.savez(p, **dict(np.load(p)) | dict(layout=np.array("octopus"))),
+        ["layout 'octopus'", "expected one of"],
+    ),
     "another picture": (
         lambda p, _: np.savez(p, **dict(np.load(p)) | dict(image_size=np.array([64, 200]))),
         ["pictures of (64, 200)", "expected the shape of (64, 64)"],
@@ -431,7 +555,10 @@ POSES = {
 @pytest.mark.parametrize("what", POSES)
 def test_pose_file(what, clip, refuses, tmp_path):
     change, words = POSES[what]
-    pose, mark = shutil.copy(clip.parent.parent / "pose" / f"{clip.stem}.npz", tmp_path / "pose.npz"), tmp_path / "unpickled"
+    pose, mark = (
+        shutil.copy(clip.parent.parent / "pose" / f"{clip.stem}.npz", tmp_path / "pose.npz"),
+        tmp_path / "unpickled",
+    )
     change(pose, mark)
     refuses(["predict", clip, "--labels", "a", "b", "--pose", pose], pose, *words)
     assert not mark.exists(), "a pose file was unpickled"
@@ -464,10 +591,22 @@ WEIGHTS = {
     "empty": (lambda p: p.write_bytes(b""), ["not a PeVL checkpoint"]),
     "text": (lambda p: p.write_text("weights\n" * 100), ["not a PeVL checkpoint"]),
     "of something else": (no_metadata, ["not a PeVL checkpoint"]),
-    "of another model": (lambda p: rewrite(p, lambda h: h["config"].update(T=48)), ["does not fit the model"]),
-    "of a later version": (lambda p: rewrite(p, lambda h: h["config"].update(rotary=True)), ["unknown configuration fields rotary"]),
-    "odd facts": (lambda p: rewrite(p, lambda h: h["facts"].update(classes="dives")), ["fact 'classes'", "expected two or more texts"]),
-    "odd template": (lambda p: rewrite(p, lambda h: h["facts"].update(template="a video")), ["template 'a video'", "expected {label}"]),
+    "of another model": (
+        lambda p: rewrite(p, lambda h: h["config"].update(T=48)),
+        ["does not fit the model"],
+    ),
+    "of a later version": (
+        lambda p: rewrite(p, lambda h: h["config"].update(rotary=True)),
+        ["unknown configuration fields rotary"],
+    ),
+    "odd facts": (
+        lambda p: rewrite(p, lambda h: h["facts"].update(classes="dives")),
+        ["fact 'classes'", "expected two or more texts"],
+    ),
+    "odd template": (
+        lambda p: rewrite(p, lambda h: h["facts"].update(template="a video")),
+        ["template 'a video'", "expected {label}"],
+    ),
 }
 
 
@@ -478,9 +617,15 @@ def test_weights(what, run, clip, copy, refuses, tmp_path):
     change(path)
     template = what == "odd template"
     refuses(["predict", clip, "--weights", path], *words, *([] if template else [path]))
-    refuses(["evaluate", "--data", copy, "--weights", path, "--out", tmp_path / "page"], *words, *([] if template else [path]))
+    refuses(
+        ["evaluate", "--data", copy, "--weights", path, "--out", tmp_path / "page"],
+        *words,
+        *([] if template else [path]),
+    )
     if "fact" not in what and not template:
-        refuses(["train", "--data", copy, "--out", tmp_path / "new", "--preset", "nano", "--weights", path], path)
+        refuses(
+            ["train", "--data", copy, "--out", tmp_path / "new", "--preset", "nano", "--weights", path], path
+        )
     assert not (tmp_path / "page").exists() and not (tmp_path / "new").exists()
 
 
@@ -492,8 +637,14 @@ def test_no_classes_are_noted(run, clip, refuses, tmp_path):
 
 def test_unknown_model_names_the_near_ones(clip, copy, refuses, tmp_path):
     refuses(["predict", clip, "--weights", "pevl_nona"], "pevl_nona", "pevl_nano")
-    refuses(["train", "--data", copy, "--out", tmp_path / "run", "--model", "pevl_nona"], "pevl_nona", "pevl_nano")
-    refuses(["train", "--data", copy, "--out", tmp_path / "run", "--preset", "nano", "--modalities", "text"], "modalities", "video or pose")
+    refuses(
+        ["train", "--data", copy, "--out", tmp_path / "run", "--model", "pevl_nona"], "pevl_nona", "pevl_nano"
+    )
+    refuses(
+        ["train", "--data", copy, "--out", tmp_path / "run", "--preset", "nano", "--modalities", "text"],
+        "modalities",
+        "video or pose",
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -517,23 +668,44 @@ def test_full_disk(dives, tmp_path):
     "The weights do not fit: one line, no torn file, and the log so far is kept"
     out = tmp_path / "run"
     args = ["train", "--data", dives, "--out", out, "--preset", "nano", "--epochs", 1, "--batch-size", 4]
-    ran = subprocess.run(command(*args), env={**os.environ, **ENV}, capture_output=True, text=True, timeout=300, preexec_fn=limited)
+    ran = subprocess.run(
+        command(*args),
+        env={**os.environ, **ENV},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=limited,
+    )
     assert ran.returncode == 2, ran.stderr[-3000:]
     errors = [line for line in ran.stderr.splitlines() if line.startswith("pevl: ")]
     assert len(errors) == 1 and "Traceback" not in ran.stderr
     assert "file too large" in errors[0] and str(out) in errors[0]
-    assert not [name for name in tree(out) if name.endswith((".part", ".tmp", "safetensors", "checkpoint.pt"))]
+    assert not [
+        name for name in tree(out) if name.endswith((".part", ".tmp", "safetensors", "checkpoint.pt"))
+    ]
 
 
 def test_nobody_reads_the_output(tmp_path):
     "`pevl ... | head -0`: no traceback"
-    ran = subprocess.Popen(command("--help"), env={**os.environ, **ENV}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ran = subprocess.Popen(
+        command("--help"),
+        env={**os.environ, **ENV},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     ran.stdout.close()
     assert "Traceback" not in ran.stderr.read()
     ran.wait(60)
     if os.path.exists("/dev/full"):
         with open("/dev/full", "w") as full:
-            ran = subprocess.run(command("--version"), env={**os.environ, **ENV}, stdout=full, stderr=subprocess.PIPE, text=True)
+            ran = subprocess.run(
+                command("--version"),
+                env={**os.environ, **ENV},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         assert ran.returncode == 2
         one_line(ran.stderr, "no space left")
 
@@ -542,7 +714,9 @@ def test_interrupted(tmp_path):
     "Ctrl-C: one line, status 130, and only whole files; the same command goes on"
     out = tmp_path / "dives"
     args = ["simdive", "--out", out, "--classes", 4, "--train", 200, "--workers", 1, "--size", 64]
-    ran = subprocess.Popen(command(*args), env={**os.environ, **ENV}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ran = subprocess.Popen(
+        command(*args), env={**os.environ, **ENV}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 120
     while not list(out.glob("truth/*.npz")) and time.monotonic() < until and ran.poll() is None:
         time.sleep(0.05)

@@ -6,7 +6,9 @@ import nb
 from settings import ROOT, notebooks
 
 
-@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix())
+@pytest.mark.parametrize(
+    "path", notebooks(), ids=lambda p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+)
 def test_notebook(path):
     try:
         nb.execute(path, timeout=300)
@@ -19,7 +21,8 @@ def test_a_failing_cell_is_named(tmp_path):
     import nbformat
 
     cells = [
-        nbformat.v4.new_code_cell(s) for s in ("x = 1", "#| gpu\nraise SystemError", "#| eval: false\nraise SystemError", "assert x == 2")
+        nbformat.v4.new_code_cell(s)
+        for s in ("x = 1", "#| gpu\nraise SystemError", "#| eval: false\nraise SystemError", "assert x == 2")
     ]
     path = tmp_path / "wrong.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -31,6 +34,8 @@ def test_a_slow_cell_is_named(tmp_path):
     import nbformat
 
     path = tmp_path / "slow.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(60)")]), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(60)")]), path
+    )
     with pytest.raises(nb.NotebookError, match=r"slow\.ipynb: cell 0 .*longer than 2 s"):
         nb.execute(path, timeout=2)

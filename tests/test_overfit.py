@@ -15,7 +15,9 @@ from pevl.train.recipe import preset
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     "One clip of each of the demo's eight classes"
-    root = generate(tmp_path_factory.mktemp("eight") / "dives", classes=8, train=1, test=1, workers=1, progress=False)
+    root = generate(
+        tmp_path_factory.mktemp("eight") / "dives", classes=8, train=1, test=1, workers=1, progress=False
+    )
     return read_diving48(root, "train")
 
 

@@ -19,7 +19,9 @@ def test_python_example(tmp_path):
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     lines = re.findall(r"^\S+\.mp4  [01]\.\d\d  \S.*$", ran.stdout, re.M)
     assert len(lines) == 6, ran.stdout
@@ -32,6 +34,8 @@ def test_make_targets_that_it_names_exist():
 
 
 def test_results_are_those_that_were_measured():
-    assert demo_table.MARK[0] + demo_table.table() + demo_table.MARK[1] in README, "python tools/demo_table.py write"
+    assert demo_table.MARK[0] + demo_table.table() + demo_table.MARK[1] in README, (
+        "python tools/demo_table.py write"
+    )
     linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert linked and not [name for name in linked if not (ROOT / name).exists()]

@@ -15,7 +15,13 @@ from settings import ROOT, notebooks, settings
 
 CFG = settings()
 LIB, NBS = ROOT / CFG["lib_path"], ROOT / CFG["nbs_path"]
-ORDER = ["data", "model", "loss", "train", "use"]  # a module imports from its own folder and from those before it
+ORDER = [
+    "data",
+    "model",
+    "loss",
+    "train",
+    "use",
+]  # a module imports from its own folder and from those before it
 CHAPTERS = [p for p in notebooks() if p.parent != NBS and p.parent.name != "recipes"]
 HERE = {p: p.relative_to(ROOT).as_posix() for p in notebooks()}
 
@@ -87,9 +93,17 @@ def test_chapter_form(path):
     code = [source(c) for c in all_cells if c["cell_type"] == "code"]
     assert re.match(r"# \S.*\n+> \S", prose[0]), "a title and a question"
     assert f"/blob/{CFG['branch']}/{HERE[path]})" in "\n".join(prose[:3]), "a Colab badge"
-    assert any("google.colab" in c and c.startswith("#| hide") for c in code), "the hidden installation cell for Colab"
-    assert sum(len(re.findall(r"\b(?:test_\w+\(|assert\b|expect_fail|raises\()", c)) for c in code) >= 3, "checks"
-    pictures = sum(any(k.startswith("image/") for k in o.get("data", {})) for c in all_cells for o in c.get("outputs", []))
+    assert any("google.colab" in c and c.startswith("#| hide") for c in code), (
+        "the hidden installation cell for Colab"
+    )
+    assert sum(len(re.findall(r"\b(?:test_\w+\(|assert\b|expect_fail|raises\()", c)) for c in code) >= 3, (
+        "checks"
+    )
+    pictures = sum(
+        any(k.startswith("image/") for k in o.get("data", {}))
+        for c in all_cells
+        for o in c.get("outputs", [])
+    )
     html = sum("text/html" in o.get("data", {}) for c in all_cells for o in c.get("outputs", []))
     assert pictures or (html and path.parent.name == "use"), "a picture"
     assert any("code-fold: true" in c for c in code), "an exercise with a folded solution"
@@ -106,7 +120,11 @@ def test_index_lists_every_chapter():
 def test_one_notebook_one_module():
     from_notebooks = set()
     for path in CHAPTERS:
-        named = re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code"), re.M)
+        named = re.findall(
+            r"^#\|\s*default_exp\s+(\S+)",
+            "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code"),
+            re.M,
+        )
         name = re.sub(r"^\d+_", "", path.stem)
         assert named == [f"{path.parent.name}.{name}"], HERE[path]
         from_notebooks.add(f"{path.parent.name}/{name}.py")
@@ -121,12 +139,18 @@ def test_imports_go_one_way(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            package = list(path.relative_to(LIB.parent).with_suffix("").parts)[: -node.level or None] if node.level else []
+            package = (
+                list(path.relative_to(LIB.parent).with_suffix("").parts)[: -node.level or None]
+                if node.level
+                else []
+            )
             names = [".".join([*package, *([node.module] if node.module else [])])]
             names += [f"{names[0]}.{a.name}" for a in node.names]
         for name in names:
             parts = name.split(".")
-            assert parts[0] not in ("nbdev", "fastcore", "IPython"), f"{name}: the package works without nbdev"
+            assert parts[0] not in ("nbdev", "fastcore", "IPython"), (
+                f"{name}: the package works without nbdev"
+            )
             if parts[0] == LIB.name and len(parts) > 1 and parts[1] in ORDER:
                 assert ORDER.index(parts[1]) <= rank, f"{here[0]} imports {name}"
 
@@ -143,12 +167,22 @@ def test_nothing_is_unpickled():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 keys = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
                 called = ast.unparse(node.func)
-                assert called != "torch.load" or keys.get("weights_only") is True, f"{path.name}:{node.lineno}"
-                assert called != "np.load" or keys.get("allow_pickle") in (None, False), f"{path.name}:{node.lineno}"
+                assert called != "torch.load" or keys.get("weights_only") is True, (
+                    f"{path.name}:{node.lineno}"
+                )
+                assert called != "np.load" or keys.get("allow_pickle") in (None, False), (
+                    f"{path.name}:{node.lineno}"
+                )
 
 
 def test_links_tool():
-    cfg = {**CFG, "git_url": "https://github.com/new/name", "branch": "dev", "doc_host": "https://new.github.io", "doc_baseurl": "/name"}
+    cfg = {
+        **CFG,
+        "git_url": "https://github.com/new/name",
+        "branch": "dev",
+        "doc_host": "https://new.github.io",
+        "doc_baseurl": "/name",
+    }
     old = "(https://colab.research.google.com/github/x/y/blob/main/nbs/a.ipynb) pip install git+https://github.com/x/pevl https://old.github.io/pevl"
     new = "(https://colab.research.google.com/github/new/name/blob/dev/nbs/b/c.ipynb) pip install git+https://github.com/new/name https://new.github.io/name"
     assert links.rewrite(old, cfg, "nbs/b/c.ipynb") == new
@@ -157,7 +191,9 @@ def test_links_tool():
 
 
 def test_constraints_cover_the_requirements():
-    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     for key in ("", "nb_", "dev_"):
         for line in filter(None, CFG[f"{key}requirements"].splitlines()):
             name = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower()

@@ -17,9 +17,13 @@ from types import SimpleNamespace
 
 import pytest
 
-RECIPE = "--preset nano --epochs 2 --batch-size 2 --amp no".split()  # six clips: three steps an epoch, six in all
+RECIPE = (
+    "--preset nano --epochs 2 --batch-size 2 --amp no".split()
+)  # six clips: three steps an epoch, six in all
 FORK = multiprocessing.get_context("forkserver")  # imports torch once, not once a run
-FORK.set_forkserver_preload(["pevl.use.cli", "pevl.use.report", "pevl.train.learner", "torch.utils.tensorboard"])
+FORK.set_forkserver_preload(
+    ["pevl.use.cli", "pevl.use.report", "pevl.train.learner", "torch.utils.tensorboard"]
+)
 
 
 # --- in the process of the run ---
@@ -33,7 +37,9 @@ def child(args, log, trap, at, limit, env):
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(out, 1), os.dup2(out, 2)
-    recipe.PRESETS["nano"] = recipe.PRESETS["nano"] | dict(model=dict(name="pevl_nano", drop_path=0.5))  # something random inside
+    recipe.PRESETS["nano"] = recipe.PRESETS["nano"] | dict(
+        model=dict(name="pevl_nano", drop_path=0.5)
+    )  # something random inside
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if trap:
@@ -103,7 +109,10 @@ def draw(root):
 
 class Ran:
     def __init__(self, code, log):
-        self.code, self.lines = code, [line for line in Path(log).read_text(encoding="utf-8").splitlines() if line.strip()]
+        self.code, self.lines = (
+            code,
+            [line for line in Path(log).read_text(encoding="utf-8").splitlines() if line.strip()],
+        )
 
     def refused(self, *words):
         "Status 2 and one line that names `words`"
@@ -139,7 +148,10 @@ def state(out):
 
 def curve(out):
     with open(out / "log.csv", encoding="utf-8") as f:
-        return [{k: v for k, v in r.items() if k not in ("seconds", "clips_per_second")} for r in csv.DictReader(f)]
+        return [
+            {k: v for k, v in r.items() if k not in ("seconds", "clips_per_second")}
+            for r in csv.DictReader(f)
+        ]
 
 
 def same(out, whole):
@@ -190,9 +202,15 @@ def test_killed_while_writing_and_then_the_disk_is_full(dives, whole, tmp_path):
 
     before, size = (out / "checkpoint.pt").read_bytes(), (out / "checkpoint.pt").stat().st_size
     ran = run(dives, out, "--resume", limit=size // 2)
-    assert ran.code == 2 and "checkpoint.pt: file too large" in ran.lines[-1] and "Traceback" not in "".join(ran.lines), ran.lines
+    assert (
+        ran.code == 2
+        and "checkpoint.pt: file too large" in ran.lines[-1]
+        and "Traceback" not in "".join(ran.lines)
+    ), ran.lines
     assert (out / "checkpoint.pt").read_bytes() == before
-    assert not [p for p in out.iterdir() if p.name.endswith(".part")], "half a file fills a full disk even more"
+    assert not [p for p in out.iterdir() if p.name.endswith(".part")], (
+        "half a file fills a full disk even more"
+    )
 
     assert run(dives, out, "--resume").code == 0
     same(out, whole)
@@ -207,14 +225,18 @@ def test_no_room_for_the_weights(dives, whole, tmp_path):
     size = (whole / "model.safetensors").stat().st_size
     ran = run(dives, out, "--resume", limit=size - 1)
     assert ran.code == 2 and "model.safetensors: file too large" in ran.lines[-1], ran.lines
-    assert not (out / "model.safetensors").exists() and not (out / "summary.json").exists(), "no summary of a run without weights"
+    assert not (out / "model.safetensors").exists() and not (out / "summary.json").exists(), (
+        "no summary of a run without weights"
+    )
 
 
 def test_ctrl_c_saves(dives, whole, tmp_path):
     out = tmp_path / "run"
     ran = run(dives, out, trap=interrupt, at=5)
     assert ran.code == 130 and state(out).step == 5
-    assert "stopped after 5 of 6 steps; saved in" in ran.lines[-1] and "Traceback" not in "".join(ran.lines), ran.lines
+    assert "stopped after 5 of 6 steps; saved in" in ran.lines[-1] and "Traceback" not in "".join(
+        ran.lines
+    ), ran.lines
     assert len([line for line in ran.lines if "stopped" in line]) == 1
     assert run(dives, out, "--resume").code == 0
     same(out, whole)
@@ -228,7 +250,10 @@ def test_second_ctrl_c_ends_at_once(dives, tmp_path):
 
 def test_ctrl_c_from_outside(dives, tmp_path):
     "The command as a user runs it"
-    out, cmd = tmp_path / "run", [sys.executable, "-m", "pevl.use.cli", "train", "--data", dives, "--out", tmp_path / "run", *RECIPE]
+    out, cmd = (
+        tmp_path / "run",
+        [sys.executable, "-m", "pevl.use.cli", "train", "--data", dives, "--out", tmp_path / "run", *RECIPE],
+    )
     cmd[cmd.index("--epochs") + 1] = "1000"
     p = subprocess.Popen(list(map(str, cmd)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
@@ -239,7 +264,9 @@ def test_ctrl_c_from_outside(dives, tmp_path):
         lines = p.communicate(timeout=60)[1].splitlines()
     finally:
         p.kill()
-    assert p.returncode == 130 and lines and lines[-1].startswith("pevl: stopped") and "saved in" in lines[-1], lines
+    assert (
+        p.returncode == 130 and lines and lines[-1].startswith("pevl: stopped") and "saved in" in lines[-1]
+    ), lines
     assert "Traceback" not in "".join(lines) and state(out).step >= 3
 
 
@@ -275,17 +302,26 @@ def damage(kind, path, whole):
         torch.save(good | dict(optimizer=dict(state={}, param_groups=[])), path)
 
 
-NAMED = dict(weights="another model", trunk="another model", data="label files' checksum", recipe="seed is 7, expected 0")
+NAMED = dict(
+    weights="another model",
+    trunk="another model",
+    data="label files' checksum",
+    recipe="seed is 7, expected 0",
+)
 
 
-@pytest.mark.parametrize("kind", ["torn", "empty", "text", "code", "parts", "weights", "trunk", "data", "recipe", "optimizer"])
+@pytest.mark.parametrize(
+    "kind", ["torn", "empty", "text", "code", "parts", "weights", "trunk", "data", "recipe", "optimizer"]
+)
 def test_damaged_or_foreign_checkpoint(dives, whole, tmp_path, kind):
     out = tmp_path / "run"
     out.mkdir()
     damage(kind, out / "checkpoint.pt", whole)
     before = (out / "checkpoint.pt").read_bytes()
     run(dives, out, "--resume").refused("checkpoint.pt", NAMED.get(kind, "not a checkpoint"))
-    assert [p.name for p in out.iterdir()] == ["checkpoint.pt"] and (out / "checkpoint.pt").read_bytes() == before
+    assert [p.name for p in out.iterdir()] == ["checkpoint.pt"] and (
+        out / "checkpoint.pt"
+    ).read_bytes() == before
 
 
 @pytest.fixture
@@ -312,7 +348,11 @@ def test_broken_clips(many, tmp_path):
     told = [line for line in ran.lines if "broken clip" in line and "more_0.npz" in line]
     assert len(told) == 1, "reported once, not once an epoch"
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
-    assert [*summary["broken"]["train"]] == ["more_0"] and summary["broken"]["test"] == {} and summary["steps"] == 34
+    assert (
+        [*summary["broken"]["train"]] == ["more_0"]
+        and summary["broken"]["test"] == {}
+        and summary["steps"] == 34
+    )
 
     (many / "pose" / "more_1.npz").unlink()
     (many / "pose" / "more_1.npz").touch()
@@ -327,10 +367,15 @@ def test_two_processes_stop_together(dives, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="1")
-    recipe = "--preset nano --epochs 2 --batch-size 1 --amp no".split()  # one clip a process: three steps an epoch, as before
+    recipe = (
+        "--preset nano --epochs 2 --batch-size 1 --amp no".split()
+    )  # one clip a process: three steps an epoch, as before
 
     def pair(*more, trap=None, at=0):
-        args = [dict(trap=trap if r else None, at=at, name=f"{r}", RANK=str(r), LOCAL_RANK=str(r), **env) for r in (0, 1)]
+        args = [
+            dict(trap=trap if r else None, at=at, name=f"{r}", RANK=str(r), LOCAL_RANK=str(r), **env)
+            for r in (0, 1)
+        ]
         return [end(*p) for p in [start(dives, tmp_path / "run", *more, recipe=recipe, **a) for a in args]]
 
     ran = pair(trap=interrupt, at=2)

@@ -34,7 +34,16 @@ def wheel(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("wheel")
     source = tmp / "source"
     source.mkdir()
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "constraints.txt"):
+    for name in (
+        "settings.ini",
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CITATION.cff",
+        "constraints.txt",
+    ):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / LIB, source / LIB, ignore=shutil.ignore_patterns("__pycache__"))
     cmd = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp / "dist"), str(source)]
@@ -45,7 +54,11 @@ def wheel(tmp_path_factory):
 
 def test_wheel_is_complete(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / LIB).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    wanted = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / LIB).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     assert not wanted - inside
     assert not [n for n in inside if not n.startswith((f"{LIB}/", f"{LIB}-"))]
     assert any(n.endswith("LICENSE") for n in inside)
@@ -53,8 +66,22 @@ def test_wheel_is_complete(wheel):
 
 
 def test_wheel_imports_without_nbdev(wheel, tmp_path):
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(wheel)], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-index",
+        "--no-deps",
+    ]
+    subprocess.run(
+        [*pip, "--target", str(tmp_path / "site"), str(wheel)],
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     cmd = [sys.executable, "-P", "-c", CODE, str(tmp_path / "site")]
     ran = subprocess.run(cmd, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -67,7 +94,13 @@ def test_metadata(wheel):
     z = zipfile.ZipFile(wheel)
     text = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
     assert f"\nVersion: {settings()['version']}\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
-    assert "Requires-Dist: torch>=2.6" in text and 'Requires-Dist: decord>=0.6; (sys_platform == "linux"' in text
-    assert not [line for line in text.splitlines() if line.startswith("Requires-Dist: nbdev") and "extra ==" not in line]
+    assert (
+        "Requires-Dist: torch>=2.6" in text and 'Requires-Dist: decord>=0.6; (sys_platform == "linux"' in text
+    )
+    assert not [
+        line
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist: nbdev") and "extra ==" not in line
+    ]
     entry = z.read(next(n for n in z.namelist() if n.endswith("entry_points.txt"))).decode()
     assert "pevl = pevl.use.cli:main" in entry

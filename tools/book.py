@@ -22,7 +22,9 @@ def config(nbs):
     cfg, conf = settings(), yaml.safe_load((nbs / "_config.yml").read_text(encoding="utf-8"))
     conf |= {"title": cfg["title"], "author": cfg["author"], "copyright": cfg["copyright"].split(",")[0]}
     conf["repository"] = {"url": cfg["git_url"], "path_to_book": cfg["nbs_path"], "branch": cfg["branch"]}
-    conf["sphinx"]["local_extensions"] = {name: str(nbs / folder) for name, folder in conf["sphinx"]["local_extensions"].items()}
+    conf["sphinx"]["local_extensions"] = {
+        name: str(nbs / folder) for name, folder in conf["sphinx"]["local_extensions"].items()
+    }
     conf["sphinx"]["config"] |= {"version": cfg["version"], "release": cfg["version"]}
     return conf
 
@@ -49,9 +51,22 @@ def main(argv):
     (BUILD / "_config.yml").write_text(yaml.safe_dump(config(nbs), sort_keys=False), encoding="utf-8")
     (BUILD / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     code = "from jupyter_book.cli.main import main; main()"
-    args = ["build", nbs, "--path-output", ROOT, "--config", BUILD / "_config.yml", "--toc", BUILD / "_toc.yml", "--keep-going", "-q"]
+    args = [
+        "build",
+        nbs,
+        "--path-output",
+        ROOT,
+        "--config",
+        BUILD / "_config.yml",
+        "--toc",
+        BUILD / "_toc.yml",
+        "--keep-going",
+        "-q",
+    ]
     args += [] if argv else ["-W"]
-    built = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    built = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, capture_output=True, text=True
+    )
     if built.returncode or argv:
         print(built.stdout, built.stderr, sep="\n")
     if built.returncode:

@@ -33,7 +33,9 @@ def closure(lines):
         try:
             dist = distribution(req.name)
         except PackageNotFoundError:
-            sys.exit(f"{req.name} is not installed: run make constraints in the environment that passed the tests")
+            sys.exit(
+                f"{req.name} is not installed: run make constraints in the environment that passed the tests"
+            )
         pins[key[0]] = dist.version.split("+")[0]  # a local suffix such as +cpu cannot be resolved elsewhere
         todo += [sub for sub in map(Requirement, dist.requires or []) if _applies(sub, req.extras or [""])]
     return pins
@@ -45,7 +47,9 @@ def _applies(req, extras):
 
 def main():
     cfg = settings()
-    lines = [line for key in ("", "nb_", "dev_") for line in cfg[f"{key}requirements"].splitlines() if line.strip()]
+    lines = [
+        line for key in ("", "nb_", "dev_") for line in cfg[f"{key}requirements"].splitlines() if line.strip()
+    ]
     pins = closure(lines)
     out = Path(ROOT, "constraints.txt")
     out.write_text(HEAD + "".join(f"{name}=={pins[name]}\n" for name in sorted(pins)), encoding="utf-8")

@@ -35,14 +35,21 @@ def run(folder="runs/table"):
             if not (out / "demo.json").exists():
                 demo(out, seed, minutes=60, data=Path(folder, f"data-{seed}"), **kw)
             facts, told = (json.loads((out / f).read_text()) for f in ("demo.json", "run/summary.json"))
-            row = dict(variant=name, seed=seed) | {k: round(facts[k], 4) for k in ("top1", "top5", "mean_class", "within_pairs")}
+            row = dict(variant=name, seed=seed) | {
+                k: round(facts[k], 4) for k in ("top1", "top5", "mean_class", "within_pairs")
+            }
             row |= dict(
-                clips=facts["clips"], epochs=told["epochs"], seconds=round(told["seconds"]), trainable=told["parameters"]["trainable"]
+                clips=facts["clips"],
+                epochs=told["epochs"],
+                seconds=round(told["seconds"]),
+                trainable=told["parameters"]["trainable"],
             )
             rows.append(
                 row
                 | dict(
-                    torch=told["versions"]["torch"].split("+")[0], device=told["hardware"]["device"], threads=told["hardware"]["threads"]
+                    torch=told["versions"]["torch"].split("+")[0],
+                    device=told["hardware"]["device"],
+                    threads=told["hardware"]["threads"],
                 )
             )
             with open(CSV, "w", newline="") as f:
@@ -55,7 +62,10 @@ def run(folder="runs/table"):
 def table():
     "Mean and range over the seeds, a row for each variant"
     rows = list(csv.DictReader(CSV.open(encoding="utf-8")))
-    lines = ["| trained on | " + " | ".join(SHOWN.values()) + " | trainable |", "|---|" + "---:|" * (len(SHOWN) + 1)]
+    lines = [
+        "| trained on | " + " | ".join(SHOWN.values()) + " | trainable |",
+        "|---|" + "---:|" * (len(SHOWN) + 1),
+    ]
     for name in dict.fromkeys(r["variant"] for r in rows):
         mine = [r for r in rows if r["variant"] == name]
         cells = []

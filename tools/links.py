@@ -50,7 +50,9 @@ def main(argv):
             continue
         if argv == ["--write"]:
             path.write_text(new, encoding="utf-8")
-            print(f"rewrote {where} (make export afterwards)" if path.suffix == ".ipynb" else f"rewrote {where}")
+            print(
+                f"rewrote {where} (make export afterwards)" if path.suffix == ".ipynb" else f"rewrote {where}"
+            )
             continue
         for number, (a, b) in enumerate(zip(old.splitlines(), new.splitlines(), strict=True), 1):
             if a != b:

@@ -75,7 +75,9 @@ def execute(path, flags=None, timeout=600):
         client = NotebookClient(
             nb,
             # files instead of ports: parallel tests cannot take each other's, and nobody else on the machine can listen
-            config=Config({"KernelManager": {"transport": transport, "connection_file": str(Path(tmp, "kernel.json"))}}),
+            config=Config(
+                {"KernelManager": {"transport": transport, "connection_file": str(Path(tmp, "kernel.json"))}}
+            ),
             kernel_name="python3",
             timeout=timeout,
             resources={"metadata": {"path": str(path.parent)}},
@@ -85,11 +87,18 @@ def execute(path, flags=None, timeout=600):
             client.execute(env=env)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
             cell = nb.cells[at[0]]
-            why = {"CellTimeoutError": f"took longer than {timeout} s", "DeadKernelError": "killed its kernel"}.get(type(e).__name__)
+            why = {
+                "CellTimeoutError": f"took longer than {timeout} s",
+                "DeadKernelError": "killed its kernel",
+            }.get(type(e).__name__)
             why = why or f"raised {e.ename}: {e.evalue}"
-            shown = "" if why.startswith(("took", "killed")) else "\n" + re.sub(r"\x1b\[[\d;]*m", "", e.traceback)
+            shown = (
+                "" if why.startswith(("took", "killed")) else "\n" + re.sub(r"\x1b\[[\d;]*m", "", e.traceback)
+            )
             name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
-            raise NotebookError(f"{name}: cell {at[0]} (id {cell.get('id')}) {why}\n{cell.source}{shown}") from None
+            raise NotebookError(
+                f"{name}: cell {at[0]} (id {cell.get('id')}) {why}\n{cell.source}{shown}"
+            ) from None
     for i, tags in kept.items():
         nb.cells[i].metadata["tags"] = tags
         if not tags:
@@ -99,9 +108,19 @@ def execute(path, flags=None, timeout=600):
 
 def machine_paths(nb):
     "Paths of this machine in outputs: (cell number, path)"
-    bad = {str(ROOT), f"{Path.home()}/", tempfile.gettempdir().rstrip("/") + "/", *(f"/{name}/" for name in ("tmp", "home", "root"))}
+    bad = {
+        str(ROOT),
+        f"{Path.home()}/",
+        tempfile.gettempdir().rstrip("/") + "/",
+        *(f"/{name}/" for name in ("tmp", "home", "root")),
+    }
     for i, cell in enumerate(nb.cells):
-        text = str([{**o, "data": {k: v for k, v in o.get("data", {}).items() if k.startswith("text")}} for o in cell.get("outputs", [])])
+        text = str(
+            [
+                {**o, "data": {k: v for k, v in o.get("data", {}).items() if k.startswith("text")}}
+                for o in cell.get("outputs", [])
+            ]
+        )
         yield from ((i, b) for b in sorted(bad) if len(b) > 1 and b in text)
 
 
@@ -143,7 +162,9 @@ def run(*paths):
     for path in map(Path, paths):
         nb = execute(path)
         for i, bad in machine_paths(nb):
-            sys.exit(f"{path}: an output of cell {i} contains {bad}; print names, not paths. The notebook was not changed")
+            sys.exit(
+                f"{path}: an output of cell {i} contains {bad}; print names, not paths. The notebook was not changed"
+            )
         save(nb, path)
         print(f"ran {path} ({path.stat().st_size // 1024} kB)")
 
@@ -203,7 +224,9 @@ def out_of_step():
             yield f"{p}: no notebook exports it"
         elif fresh[p] != here[p]:
             a, b = here[p].splitlines(), fresh[p].splitlines()
-            line = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            line = next(
+                (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+            )
             yield f"{p}:{line + 1}: differs from its notebook"
 
 

@@ -18,7 +18,9 @@ DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
 HIDDEN = {"hide", "default_exp", "default_cls_lvl"}
 EXPORTED = {"export", "exports"}
 NOT_RUN = {"gpu": "needs a GPU; its output is stored", "slow": "takes long; its output is stored"}
-REMOTE_STYLE = re.compile(r'<link rel="stylesheet"\s+href="https?://[^>]*>')  # to_jshtml's icons; the theme has its own
+REMOTE_STYLE = re.compile(
+    r'<link rel="stylesheet"\s+href="https?://[^>]*>'
+)  # to_jshtml's icons; the theme has its own
 FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 NAME = re.compile(r"(?<![`\[\w{}])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
 
@@ -56,7 +58,12 @@ def label(module, name):
 def module_of(nb):
     "What `#| default_exp` says, or None"
     return next(
-        (d["default_exp"] for c in nb.cells if c.cell_type == "code" and (d := split_directives(c.source)[0]).get("default_exp")), None
+        (
+            d["default_exp"]
+            for c in nb.cells
+            if c.cell_type == "code" and (d := split_directives(c.source)[0]).get("default_exp")
+        ),
+        None,
     )
 
 
@@ -114,7 +121,11 @@ def link_names(text, own):
         m = FENCE.match(line)
         if m and fence is None:
             # `:::` and ```{note} hold prose; only plain code fences are left alone
-            fence = None if re.match(r"\s*`{3,}\{(?!code|bibliography|math|figure|image|toctree|mermaid)", line) else m[1]
+            fence = (
+                None
+                if re.match(r"\s*`{3,}\{(?!code|bibliography|math|figure|image|toctree|mermaid)", line)
+                else m[1]
+            )
         elif m and fence is not None and m[1].startswith(fence[:3]):
             fence = None
         elif fence is None and not line.lstrip().startswith(("#", ":")):
@@ -126,7 +137,9 @@ def link_names(text, own):
 def export_mark(module, names):
     "The line above an exported cell, with the link targets of the names that the cell defines"
     targets = "".join(f"({label(module, name)})=\n" for name in names)
-    return nbformat.v4.new_markdown_cell(f"{targets}:::{{div}} pevl-export\nexported to <code>pevl.{module}</code>\n:::")
+    return nbformat.v4.new_markdown_cell(
+        f"{targets}:::{{div}} pevl-export\nexported to <code>pevl.{module}</code>\n:::"
+    )
 
 
 def tags(d):
@@ -164,7 +177,9 @@ def read_notebook(text):
             cell.metadata["tags"].append("pevl-export")
             cells.append(export_mark(own, names))
         for flag in d.keys() & NOT_RUN.keys():
-            cells.append(nbformat.v4.new_markdown_cell(f":::{{div}} pevl-flag\nthis cell {NOT_RUN[flag]}\n:::"))
+            cells.append(
+                nbformat.v4.new_markdown_cell(f":::{{div}} pevl-flag\nthis cell {NOT_RUN[flag]}\n:::")
+            )
         if "label" in d or "fig-cap" in d:
             figure = {"name": d.get("label"), "caption": d.get("fig-cap")}
             cell.metadata["mystnb"] = {"figure": {k: v for k, v in figure.items() if v}}

@@ -23,90 +23,133 @@ from .video import VideoError, open_video, sample_indices
 @dataclass
 class Clip:
     "One clip of a set: where it lies and what it shows"
-    name: str         # file name without ending
+
+    name: str  # file name without ending
     video: Path
-    pose: Path | None # None: no pose file
-    label: int        # 0..C-1
-    start: int        # first frame
-    end: int          # one past the last frame
+    pose: Path | None  # None: no pose file
+    label: int  # 0..C-1
+    start: int  # first frame
+    end: int  # one past the last frame
 
 # %% ../../nbs/data/05_datasets.ipynb #5c15aebf
 @dataclass
 class ClipSet:
     "The clips of one split, with everything that a result has to say about its data"
-    name: str          # Diving48 or SimDive
-    split: str         # train or test
-    classes: list[str] # C label texts
-    labels: list       # C labels as in the vocabulary file
-    clips: list[Clip]
-    missing: list[str] # names of clips without a video
-    checksum: str      # of vocabulary and label file: the first 12 digits of sha256
-    version: str       # V1, V2, ...
-    duplicates: list[str] = field(default_factory=list) # names that the label file repeats; kept once
 
-    def __len__(self): return len(self.clips)
+    name: str  # Diving48 or SimDive
+    split: str  # train or test
+    classes: list[str]  # C label texts
+    labels: list  # C labels as in the vocabulary file
+    clips: list[Clip]
+    missing: list[str]  # names of clips without a video
+    checksum: str  # of vocabulary and label file: the first 12 digits of sha256
+    version: str  # V1, V2, ...
+    duplicates: list[str] = field(default_factory=list)  # names that the label file repeats; kept once
+
+    def __len__(self):
+        return len(self.clips)
 
     def counts(self) -> list[int]:
         "Clips per class"
-        return torch.bincount(torch.tensor([c.label for c in self.clips], dtype=torch.long), minlength=len(self.classes)).tolist()
+        return torch.bincount(
+            torch.tensor([c.label for c in self.clips], dtype=torch.long), minlength=len(self.classes)
+        ).tolist()
 
     def summary(self) -> dict:
         "What goes into the results: counts, version, checksum"
         n = self.counts()
-        return dict(name=self.name, version=self.version, split=self.split, checksum=self.checksum,
-                    classes=len(self.classes), clips=len(self), clips_per_class=[min(n), max(n)],
-                    missing=len(self.missing), duplicates=len(self.duplicates), without_pose=sum(c.pose is None for c in self.clips))
+        return dict(
+            name=self.name,
+            version=self.version,
+            split=self.split,
+            checksum=self.checksum,
+            classes=len(self.classes),
+            clips=len(self),
+            clips_per_class=[min(n), max(n)],
+            missing=len(self.missing),
+            duplicates=len(self.duplicates),
+            without_pose=sum(c.pose is None for c in self.clips),
+        )
 
 # %% ../../nbs/data/05_datasets.ipynb #3b80e74b
-def _whole(v): return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**31
-def _file_name(v): return isinstance(v, str) and v not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f]", v)
+def _whole(v):
+    return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**31
 
-CHECKS = dict(vid_name=(_file_name, "a file name without folder and ending"), label=(_whole, "a whole number from 0"),
-              start_frame=(_whole, "a whole number from 0"), end_frame=(_whole, "a whole number above start_frame"))
+
+def _file_name(v):
+    return isinstance(v, str) and v not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f]", v)
+
+
+CHECKS = dict(
+    vid_name=(_file_name, "a file name without folder and ending"),
+    label=(_whole, "a whole number from 0"),
+    start_frame=(_whole, "a whole number from 0"),
+    end_frame=(_whole, "a whole number above start_frame"),
+)
+
 
 def read_json(
-    path # a JSON file that holds a list
-) -> tuple[list, bytes]: # the list, the file's bytes
+    path,  # a JSON file that holds a list
+) -> tuple[list, bytes]:  # the list, the file's bytes
     "Read a list from a JSON file; ValueError names file and line"
     raw = Path(path).read_bytes()
-    try: data = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError: raise ValueError(f"{path}: expected JSON in UTF-8") from None
-    except json.JSONDecodeError as e: raise ValueError(f"{path}: line {e.lineno}: expected JSON ({e.msg})") from None
-    except RecursionError: raise ValueError(f"{path}: expected JSON, found too deep a nesting") from None
-    if not isinstance(data, list) or not data: raise ValueError(f"{path}: expected a list with at least one entry")
+    try:
+        data = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected JSON in UTF-8") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: line {e.lineno}: expected JSON ({e.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: expected JSON, found too deep a nesting") from None
+    if not isinstance(data, list) or not data:
+        raise ValueError(f"{path}: expected a list with at least one entry")
     return data, raw
 
 # %% ../../nbs/data/05_datasets.ipynb #cde1713c
 def check_records(
-    records: list, # as read from a label file
-    path,          # of the label file, for messages
+    records: list,  # as read from a label file
+    path,  # of the label file, for messages
     classes: int,  # size of the vocabulary
-    vocab          # path of the vocabulary, for messages
+    vocab,  # path of the vocabulary, for messages
 ):
     "Validate Diving48's records; the ValueError names file, record, field and what was expected"
     for i, r in enumerate(records):
         where = f"{path}: record {i}"
-        if not isinstance(r, dict): raise ValueError(f"{where}: is {str(r)[:40]!r}, expected an object with {', '.join(CHECKS)}")
+        if not isinstance(r, dict):
+            raise ValueError(f"{where}: is {str(r)[:40]!r}, expected an object with {', '.join(CHECKS)}")
         for key, (ok, expected) in CHECKS.items():
-            if key not in r: raise ValueError(f"{where}: field {key!r} is missing, expected {expected}")
-            if not ok(r[key]): raise ValueError(f"{where}: field {key!r} is {str(r[key])[:40]!r}, expected {expected}")
+            if key not in r:
+                raise ValueError(f"{where}: field {key!r} is missing, expected {expected}")
+            if not ok(r[key]):
+                raise ValueError(f"{where}: field {key!r} is {str(r[key])[:40]!r}, expected {expected}")
         if r["end_frame"] <= r["start_frame"]:
-            raise ValueError(f"{where}: field 'end_frame' is {r['end_frame']}, expected more than start_frame {r['start_frame']}")
-    top = max(range(len(records)), key=lambda i: records[i]["label"]); found = records[top]["label"]
+            raise ValueError(
+                f"{where}: field 'end_frame' is {r['end_frame']}, expected more than start_frame {r['start_frame']}"
+            )
+    top = max(range(len(records)), key=lambda i: records[i]["label"])
+    found = records[top]["label"]
     if found >= classes:
-        raise ValueError(f"{path}: record {top}: field 'label' is {found}, expected 0 to {classes - 1}: {vocab} has {classes} classes")
+        raise ValueError(
+            f"{path}: record {top}: field 'label' is {found}, expected 0 to {classes - 1}: {vocab} has {classes} classes"
+        )
 
 # %% ../../nbs/data/05_datasets.ipynb #46dd2890
 def read_vocab(
-    path # such as Diving48_vocab.json
-) -> tuple[list[tuple], list[str], bytes]: # labels, sentences, the file's bytes
+    path,  # such as Diving48_vocab.json
+) -> tuple[list[tuple], list[str], bytes]:  # labels, sentences, the file's bytes
     "Read and validate a vocabulary of dives"
-    data, raw = read_json(path); labels = []
+    data, raw = read_json(path)
+    labels = []
     for i, entry in enumerate(data):
-        try: parse_label(entry if isinstance(entry, list) else str(entry)); label = tuple(entry)
-        except ValueError as e: raise ValueError(f"{path}: record {i}: {e}") from None
+        try:
+            parse_label(entry if isinstance(entry, list) else str(entry))
+            label = tuple(entry)
+        except ValueError as e:
+            raise ValueError(f"{path}: record {i}: {e}") from None
         if label in labels:
-            raise ValueError(f"{path}: record {i}: repeats class {labels.index(label)} {list(label)}, expected distinct classes")
+            raise ValueError(
+                f"{path}: record {i}: repeats class {labels.index(label)} {list(label)}, expected distinct classes"
+            )
         labels.append(label)
     return labels, [dive_sentence(l) for l in labels], raw
 
@@ -116,94 +159,148 @@ def _unique(records, path):
     first, again = {}, []
     for i, r in enumerate(records):
         j = first.setdefault(r["vid_name"], i)
-        if j == i: continue
+        if j == i:
+            continue
         if any(records[j][k] != r[k] for k in CHECKS):
-            raise ValueError(f"{path}: record {i}: contradicts record {j} on {r['vid_name']!r}, expected each clip once")
+            raise ValueError(
+                f"{path}: record {i}: contradicts record {j} on {r['vid_name']!r}, expected each clip once"
+            )
         again.append(r["vid_name"])
     return [records[i] for i in first.values()], again
+
 
 def _only(paths, what, hint=""):
     "The one path of a list, or an error"
     paths = sorted(paths)
-    if not paths: raise FileNotFoundError(f"{what}: not found")
-    if len(paths) > 1: raise ValueError(f"{what}: found {', '.join(p.name for p in paths)}, expected one{hint}")
+    if not paths:
+        raise FileNotFoundError(f"{what}: not found")
+    if len(paths) > 1:
+        raise ValueError(f"{what}: found {', '.join(p.name for p in paths)}, expected one{hint}")
     return paths[0]
 
 # %% ../../nbs/data/05_datasets.ipynb #d513af29
 def label_files(
-    root,             # the folder of the set
-    split: str,       # train or test
-    version: str=None # such as V2; needed if the folder holds several
-) -> tuple[Path, Path, str, str]: # vocabulary, label file, name of the set, version
+    root,  # the folder of the set
+    split: str,  # train or test
+    version: str = None,  # such as V2; needed if the folder holds several
+) -> tuple[Path, Path, str, str]:  # vocabulary, label file, name of the set, version
     "Find the two label files of a split; never guesses between two"
     root = Path(root)
-    if not root.is_dir(): raise FileNotFoundError(f"{root}: expected a folder with rgb/ and label files")
-    vocab = _only(root.glob("*_vocab.json"), f"{root}/*_vocab.json"); name = vocab.name.removesuffix("_vocab.json")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: expected a folder with rgb/ and label files")
+    vocab = _only(root.glob("*_vocab.json"), f"{root}/*_vocab.json")
+    name = vocab.name.removesuffix("_vocab.json")
     pattern = re.compile(re.escape(name) + rf"_(V\d+)_{re.escape(split)}\.json")
     found = {m[1]: p for p in root.iterdir() if (m := pattern.fullmatch(p.name)) and version in (None, m[1])}
-    path = _only(found.values(), f"{root}/{name}_{version or 'V*'}_{split}.json", ": pass version=" + " or ".join(map(repr, sorted(found))))
+    path = _only(
+        found.values(),
+        f"{root}/{name}_{version or 'V*'}_{split}.json",
+        ": pass version=" + " or ".join(map(repr, sorted(found))),
+    )
     return vocab, path, name, next(v for v, p in found.items() if p == path)
 
 # %% ../../nbs/data/05_datasets.ipynb #e6e25d21
 def read_diving48(
-    root,             # folder with rgb/, optionally pose/, and the label files
-    split: str,       # train or test
-    version: str=None # V1 or V2; needed if both are there
+    root,  # folder with rgb/, optionally pose/, and the label files
+    split: str,  # train or test
+    version: str = None,  # V1 or V2; needed if both are there
 ) -> ClipSet:
     "Read Diving48 or SimDive. Missing videos go into `.missing`; if all are missing, or a label file is wrong, this is an error"
     vocab, path, name, version = label_files(root, split, version)
-    labels, sentences, raw = read_vocab(vocab); records, raw2 = read_json(path)
-    check_records(records, path, len(labels), vocab.name); records, again = _unique(records, path)
+    labels, sentences, raw = read_vocab(vocab)
+    records, raw2 = read_json(path)
+    check_records(records, path, len(labels), vocab.name)
+    records, again = _unique(records, path)
     rgb, pose = Path(root) / "rgb", Path(root) / "pose"
-    if not rgb.is_dir(): raise FileNotFoundError(f"{rgb}: expected a folder with <vid_name>.mp4")
+    if not rgb.is_dir():
+        raise FileNotFoundError(f"{rgb}: expected a folder with <vid_name>.mp4")
     videos, poses = set(os.listdir(rgb)), set(os.listdir(pose)) if pose.is_dir() else set()
     missing = [r["vid_name"] for r in records if f"{r['vid_name']}.mp4" not in videos]
     if len(missing) == len(records):
-        raise FileNotFoundError(f"{rgb}: none of the {len(records)} videos of {path.name} is there, expected {missing[0]}.mp4 and so on")
+        raise FileNotFoundError(
+            f"{rgb}: none of the {len(records)} videos of {path.name} is there, expected {missing[0]}.mp4 and so on"
+        )
     gone = set(missing)
-    clips = [Clip(n, rgb / f"{n}.mp4", pose / f"{n}.npz" if f"{n}.npz" in poses else None, r["label"], r["start_frame"], r["end_frame"])
-             for r in records if (n := r["vid_name"]) not in gone]
-    return ClipSet(name, split, sentences, labels, clips, missing, hashlib.sha256(raw + raw2).hexdigest()[:12], version, again)
+    clips = [
+        Clip(
+            n,
+            rgb / f"{n}.mp4",
+            pose / f"{n}.npz" if f"{n}.npz" in poses else None,
+            r["label"],
+            r["start_frame"],
+            r["end_frame"],
+        )
+        for r in records
+        if (n := r["vid_name"]) not in gone
+    ]
+    return ClipSet(
+        name,
+        split,
+        sentences,
+        labels,
+        clips,
+        missing,
+        hashlib.sha256(raw + raw2).hexdigest()[:12],
+        version,
+        again,
+    )
 
 # %% ../../nbs/data/05_datasets.ipynb #9a3191f3
-def check_splits(
-    train: ClipSet,
-    test: ClipSet
-):
+def check_splits(train: ClipSet, test: ClipSet):
     "ValueError if two splits share clips or differ in their classes"
     shared = sorted({c.name for c in train.clips} & {c.name for c in test.clips})
     if shared:
-        raise ValueError(f"{train.name} {train.version}: {len(shared)} clips are in {train.split} and {test.split}, "
-                         f"such as {shared[0]!r}, expected none")
-    if train.classes != test.classes: raise ValueError(f"{train.split} and {test.split}: expected the same classes in the same order")
+        raise ValueError(
+            f"{train.name} {train.version}: {len(shared)} clips are in {train.split} and {test.split}, "
+            f"such as {shared[0]!r}, expected none"
+        )
+    if train.classes != test.classes:
+        raise ValueError(f"{train.split} and {test.split}: expected the same classes in the same order")
 
 # %% ../../nbs/data/05_datasets.ipynb #6b88c35a
 def plot_classes(
     clipset: ClipSet,
-    ax=None          # matplotlib axes; None makes a figure
+    ax=None,  # matplotlib axes; None makes a figure
 ):
     "Clips per class, coloured by the first token of the label"
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(9, 2.6), dpi=80)[1]
-    counts, kinds = clipset.counts(), [l[0] for l in clipset.labels]; names = list(dict.fromkeys(kinds))
+
+    if ax is None:
+        ax = plt.subplots(figsize=(9, 2.6), dpi=80)[1]
+    counts, kinds = clipset.counts(), [l[0] for l in clipset.labels]
+    names = list(dict.fromkeys(kinds))
     bars = ax.bar(range(len(counts)), counts, color=[f"C{names.index(k)}" for k in kinds])
-    ax.legend([bars[kinds.index(k)] for k in names], names, ncol=4, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    ax.set(xlabel="class (label number)", ylabel="clips", xlim=(-.7, len(counts) - .3))
-    ax.set_title(f"{clipset.name} {clipset.version} {clipset.split}: {len(clipset)} clips", loc="right", fontsize=9); return ax
+    ax.legend(
+        [bars[kinds.index(k)] for k in names],
+        names,
+        ncol=4,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        frameon=False,
+    )
+    ax.set(xlabel="class (label number)", ylabel="clips", xlim=(-0.7, len(counts) - 0.3))
+    ax.set_title(
+        f"{clipset.name} {clipset.version} {clipset.split}: {len(clipset)} clips", loc="right", fontsize=9
+    )
+    return ax
 
 # %% ../../nbs/data/05_datasets.ipynb #2916f182
 @dataclass
 class Sample:
     "One clip, cut and cropped"
-    frames: torch.Tensor    # (Tv, 3, H, W) uint8
-    keypoints: torch.Tensor # (T, J, 2) float, pixels of the crop
-    scores: torch.Tensor    # (T, J) float, 0 = missing
-    slots: torch.Tensor     # (Tv,) int64, positions of the frames among the T pose frames
+
+    frames: torch.Tensor  # (Tv, 3, H, W) uint8
+    keypoints: torch.Tensor  # (T, J, 2) float, pixels of the crop
+    scores: torch.Tensor  # (T, J) float, 0 = missing
+    slots: torch.Tensor  # (Tv,) int64, positions of the frames among the T pose frames
     label: int
     name: str
 
+
 class Broken(NamedTuple):
     "A clip that could not be read, in the place of its Sample"
+
     name: str
     reason: str
 
@@ -211,34 +308,58 @@ class Broken(NamedTuple):
 @dataclass
 class Batch:
     "B samples; clips that could not be read are named in `broken`"
-    frames: torch.Tensor    # (B, Tv, 3, H, W) uint8
-    keypoints: torch.Tensor # (B, T, J, 2) float, pixels of the crop
-    scores: torch.Tensor    # (B, T, J) float, 0 = missing
-    slots: torch.Tensor     # (B, Tv) int64
-    labels: torch.Tensor    # (B,) int64
-    names: list[str]
-    broken: list[tuple[str, str]] = field(default_factory=list) # (name, reason)
 
-    def __len__(self): return len(self.names)
-    def _each(self, f): return Batch(**{k.name: f(v) if isinstance(v := getattr(self, k.name), torch.Tensor) else v for k in fields(self)})
-    def to(self, device, non_blocking=False): return self._each(lambda v: v.to(device, non_blocking=non_blocking))
-    def pin_memory(self): return self._each(lambda v: v.pin_memory())
+    frames: torch.Tensor  # (B, Tv, 3, H, W) uint8
+    keypoints: torch.Tensor  # (B, T, J, 2) float, pixels of the crop
+    scores: torch.Tensor  # (B, T, J) float, 0 = missing
+    slots: torch.Tensor  # (B, Tv) int64
+    labels: torch.Tensor  # (B,) int64
+    names: list[str]
+    broken: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+
+    def __len__(self):
+        return len(self.names)
+
+    def _each(self, f):
+        return Batch(
+            **{
+                k.name: f(v) if isinstance(v := getattr(self, k.name), torch.Tensor) else v
+                for k in fields(self)
+            }
+        )
+
+    def to(self, device, non_blocking=False):
+        return self._each(lambda v: v.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self):
+        return self._each(lambda v: v.pin_memory())
 
 # %% ../../nbs/data/05_datasets.ipynb #1d588505
 def collate(
-    samples: list # of Sample or Broken
-) -> Batch: # B = number of samples that could be read, possibly 0
+    samples: list,  # of Sample or Broken
+) -> Batch:  # B = number of samples that could be read, possibly 0
     "Samples to a batch, for DataLoader(collate_fn=collate)"
-    good, broken = [s for s in samples if isinstance(s, Sample)], [tuple(s) for s in samples if isinstance(s, Broken)]
+    good, broken = (
+        [s for s in samples if isinstance(s, Sample)],
+        [tuple(s) for s in samples if isinstance(s, Broken)],
+    )
     stack = lambda key: torch.stack([getattr(s, key) for s in good]) if good else torch.zeros(0)
     labels = torch.tensor([s.label for s in good], dtype=torch.long)
-    return Batch(stack("frames"), stack("keypoints"), stack("scores"), stack("slots"), labels, [s.name for s in good], broken)
+    return Batch(
+        stack("frames"),
+        stack("keypoints"),
+        stack("scores"),
+        stack("slots"),
+        labels,
+        [s.name for s in good],
+        broken,
+    )
 
 # %% ../../nbs/data/05_datasets.ipynb #502120d2
 def sample_generator(
     seed: int,  # of the run
     epoch: int,
-    index: int  # number of the clip
+    index: int,  # number of the clip
 ) -> torch.Generator:
     "Independent random numbers per (seed, epoch, clip), on every machine and in every worker the same"
     state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
@@ -247,102 +368,160 @@ def sample_generator(
 # %% ../../nbs/data/05_datasets.ipynb #90a81ed1
 def read_pose(
     clip: Clip,
-    index: torch.Tensor, # (T,) frame numbers in the video
-    num_frames: int,     # of the video
-    size: tuple,         # (H, W) of the video
-    layout: str="coco17" # as in the chapter Pose
-) -> tuple[torch.Tensor, torch.Tensor]: # keypoints (T, J, 2) in pixels of the video, scores (T, J)
+    index: torch.Tensor,  # (T,) frame numbers in the video
+    num_frames: int,  # of the video
+    size: tuple,  # (H, W) of the video
+    layout: str = "coco17",  # as in the chapter Pose
+) -> tuple[torch.Tensor, torch.Tensor]:  # keypoints (T, J, 2) in pixels of the video, scores (T, J)
     "Joints at the given frames; all missing (score 0) if the clip has no pose file"
     J = len(get_layout(layout).names)
-    if clip.pose is None: return torch.zeros(len(index), J, 2), torch.zeros(len(index), J)
+    if clip.pose is None:
+        return torch.zeros(len(index), J, 2), torch.zeros(len(index), J)
     pose = load_pose(clip.pose)
-    if len(pose) != num_frames: raise VideoError(clip.pose, f"has {len(pose)} frames, expected {num_frames} as in {clip.video.name}")
-    if pose.layout != layout: raise VideoError(clip.pose, f"has layout {pose.layout!r}, expected {layout!r}")
-    scale = np.array([size[1]/pose.image_size[1], size[0]/pose.image_size[0]], np.float32)
-    if abs(scale[0]/scale[1] - 1) > .02:
-        raise VideoError(clip.pose, f"is for pictures of {tuple(pose.image_size)}, expected the shape of {tuple(size)} as the video")
+    if len(pose) != num_frames:
+        raise VideoError(clip.pose, f"has {len(pose)} frames, expected {num_frames} as in {clip.video.name}")
+    if pose.layout != layout:
+        raise VideoError(clip.pose, f"has layout {pose.layout!r}, expected {layout!r}")
+    scale = np.array([size[1] / pose.image_size[1], size[0] / pose.image_size[0]], np.float32)
+    if abs(scale[0] / scale[1] - 1) > 0.02:
+        raise VideoError(
+            clip.pose,
+            f"is for pictures of {tuple(pose.image_size)}, expected the shape of {tuple(size)} as the video",
+        )
     pose = pose.select(index)
-    keypoints = ((pose.keypoints + .5)*scale - .5)*(pose.scores[..., None] > 0)  # whole numbers are pixel centres; missing joints stay 0, 0
+    keypoints = ((pose.keypoints + 0.5) * scale - 0.5) * (
+        pose.scores[..., None] > 0
+    )  # whole numbers are pixel centres; missing joints stay 0, 0
     return torch.as_tensor(keypoints), torch.as_tensor(pose.scores)
 
 # %% ../../nbs/data/05_datasets.ipynb #1872bc6c
-END_SLACK = 2 # frames that a label file may count beyond the video's end before the clip is broken: containers disagree about the last ones
+END_SLACK = (
+    2  # frames that a label file may count beyond the video's end: containers disagree about the last ones
+)
 VIEWS = {1: ("centre",), 3: ("left", "centre", "right")}
+
 
 def check_end(
     clip: Clip,
-    num_frames: int # of the video
+    num_frames: int,  # of the video
 ):
     "VideoError if the label file asks for frames that the video does not have"
     if clip.end > num_frames + END_SLACK or clip.start >= num_frames:
-        raise VideoError(clip.video, f"has {num_frames} frames, expected {clip.end} (label file: frames {clip.start} to {clip.end})")
+        raise VideoError(
+            clip.video,
+            f"has {num_frames} frames, expected {clip.end} (label file: frames {clip.start} to {clip.end})",
+        )
 
 # %% ../../nbs/data/05_datasets.ipynb #934763b4
 class FrameStore:
     "Reads frames of clips, and keeps decoded videos up to a number of bytes"
-    def __init__(self, backend="auto", limit=0): self.backend, self.limit, self.bytes, self.kept = backend, limit, 0, {}
+
+    def __init__(self, backend="auto", limit=0):
+        self.backend, self.limit, self.bytes, self.kept = backend, limit, 0, {}
 
     def read(self, clip: Clip, index: torch.Tensor) -> tuple[torch.Tensor, int]:
         "uint8 (n, 3, H, W) at the frame numbers `index`, and the number of frames of the video"
         if clip.video not in self.kept:
             with open_video(clip.video, self.backend) as video:
-                n = video.num_frames; check_end(clip, n); size = n*3*video.height*video.width
-                if self.bytes + size > self.limit: return video.get(index.clamp(max=n - 1)), n
-                self.kept[clip.video] = video.get(torch.arange(n)); self.bytes += size
-        frames = self.kept[clip.video]; n = len(frames); check_end(clip, n)
+                n = video.num_frames
+                check_end(clip, n)
+                size = n * 3 * video.height * video.width
+                if self.bytes + size > self.limit:
+                    return video.get(index.clamp(max=n - 1)), n
+                self.kept[clip.video] = video.get(torch.arange(n))
+                self.bytes += size
+        frames = self.kept[clip.video]
+        n = len(frames)
+        check_end(clip, n)
         return frames[index.clamp(max=n - 1)], n
 
 # %% ../../nbs/data/05_datasets.ipynb #d3cfd91e
 def read_clip(
     clip: Clip,
-    index: torch.Tensor,   # (T,) frame numbers in the video
-    slots: torch.Tensor,   # (Tv,) which of them need a picture
+    index: torch.Tensor,  # (T,) frame numbers in the video
+    slots: torch.Tensor,  # (Tv,) which of them need a picture
     store: FrameStore,
-    layout: str="coco17",
-    read_video: bool=True  # False: one black frame, and only the pose file is read
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # frames uint8 (Tv or 1, 3, H, W), keypoints (T, J, 2), scores (T, J)
+    layout: str = "coco17",
+    read_video: bool = True,  # False: one black frame, and only the pose file is read
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # frames uint8 (Tv or 1, 3, H, W), keypoints (T, J, 2), scores (T, J)
     "Frames and joints of the same moments, in the pixels of the video"
-    if read_video: frames, n = store.read(clip, index[slots])
+    if read_video:
+        frames, n = store.read(clip, index[slots])
     else:
-        pose = load_pose(clip.pose); n = len(pose); check_end(clip, n)
+        pose = load_pose(clip.pose)
+        n = len(pose)
+        check_end(clip, n)
         frames = torch.zeros(1, 3, *pose.image_size, dtype=torch.uint8)
     return frames, *read_pose(clip, index.clamp(max=n - 1), n, frames.shape[-2:], layout)
 
 # %% ../../nbs/data/05_datasets.ipynb #3009beca
 class ClipDataset(Dataset):
     "Clips of a set as Samples; `dataset[i]` depends on (seed, epoch, i) and on nothing else"
-    def __init__(self,
+
+    def __init__(
+        self,
         clipset: ClipSet,
-        T: int=48,              # pose frames
-        Tv: int=16,             # video frames, a subset
-        size: int=224,          # of the crop, pixels
-        train: bool=False,      # random moments, crops and flips
-        seed: int=0,
-        backend: str="auto",    # of open_video
-        cache: bool=False,      # keep decoded videos in memory
-        views: int=1,           # 1 or 3 crops; with 3, clip i has the numbers 3i, 3i+1, 3i+2
-        layout: str="coco17",   # of the pose files
-        require_pose: bool=True,# False: a clip without pose has all its joints missing
-        read_video: bool=True,  # False: black frames, for models of pose alone; saves decoding
-        cache_bytes: int=2<<30, # limit of the cache
-        transform=None):        # in the place of ClipTransform
-        if views not in VIEWS or train and views != 1: raise ValueError(f"views is {views}, expected 1" + ("" if train else " or 3"))
+        T: int = 48,  # pose frames
+        Tv: int = 16,  # video frames, a subset
+        size: int = 224,  # of the crop, pixels
+        train: bool = False,  # random moments, crops and flips
+        seed: int = 0,
+        backend: str = "auto",  # of open_video
+        cache: bool = False,  # keep decoded videos in memory
+        views: int = 1,  # 1 or 3 crops; with 3, clip i has the numbers 3i, 3i+1, 3i+2
+        layout: str = "coco17",  # of the pose files
+        require_pose: bool = True,  # False: a clip without pose has all its joints missing
+        read_video: bool = True,  # False: black frames, for models of pose alone; saves decoding
+        cache_bytes: int = 2 << 30,  # limit of the cache
+        transform=None,
+    ):  # in the place of ClipTransform
+        if views not in VIEWS or train and views != 1:
+            raise ValueError(f"views is {views}, expected 1" + ("" if train else " or 3"))
         without = sum(c.pose is None for c in clipset.clips)
         if without and (require_pose or not read_video):
-            raise ValueError(f"{clipset.name} {clipset.split}: {without} of {len(clipset)} clips have no pose file, "
-                             "expected pose/<name>.npz or require_pose=False")
-        self.clipset, self.T, self.Tv, self.size, self.train, self.seed, self.views = clipset, T, Tv, size, train, seed, views
-        self.layout, self.read_video, self.store = layout, read_video, FrameStore(backend, cache_bytes if cache else 0)
-        self.transforms = [transform] if transform else [ClipTransform(size, train=train, layout=layout, view=v) for v in VIEWS[views]]
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # shared: worker processes that stay alive see the new epoch
+            raise ValueError(
+                f"{clipset.name} {clipset.split}: {without} of {len(clipset)} clips have no pose file, "
+                "expected pose/<name>.npz or require_pose=False"
+            )
+        self.clipset, self.T, self.Tv, self.size, self.train, self.seed, self.views = (
+            clipset,
+            T,
+            Tv,
+            size,
+            train,
+            seed,
+            views,
+        )
+        self.layout, self.read_video, self.store = (
+            layout,
+            read_video,
+            FrameStore(backend, cache_bytes if cache else 0),
+        )
+        self.transforms = (
+            [transform]
+            if transform
+            else [ClipTransform(size, train=train, layout=layout, view=v) for v in VIEWS[views]]
+        )
+        self._epoch = torch.zeros(
+            (), dtype=torch.long
+        ).share_memory_()  # shared: worker processes that stay alive see the new epoch
 
-    def __len__(self): return len(self.clipset)*self.views
-    def set_epoch(self, n: int): self._epoch.fill_(n)
+    def __len__(self):
+        return len(self.clipset) * self.views
+
+    def set_epoch(self, n: int):
+        self._epoch.fill_(n)
 
     def __getitem__(self, i: int) -> Sample:
-        if not -len(self) <= i < len(self): raise IndexError(f"sample {i} of {len(self)}")
-        i, view = divmod(i % len(self), self.views); clip = self.clipset.clips[i]; rng = sample_generator(self.seed, int(self._epoch), i)
-        index, slots = sample_indices(clip.end - clip.start, self.T, self.Tv, self.train, rng); index = index + clip.start
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        i, view = divmod(i % len(self), self.views)
+        clip = self.clipset.clips[i]
+        rng = sample_generator(self.seed, int(self._epoch), i)
+        index, slots = sample_indices(clip.end - clip.start, self.T, self.Tv, self.train, rng)
+        index = index + clip.start
         found = read_clip(clip, index, slots, self.store, self.layout, self.read_video)
         frames, keypoints, scores = self.transforms[view](*found, generator=rng)
         return Sample(frames.expand(self.Tv, -1, -1, -1), keypoints, scores, slots, clip.label, clip.name)
@@ -350,26 +529,39 @@ class ClipDataset(Dataset):
     def preload(self):
         "Fill the cache now, so that worker processes share it. Broken videos are left to `dataset[i]`"
         for clip in self.clipset.clips:
-            if self.store.bytes >= self.store.limit: break
-            try: self.store.read(clip, torch.tensor([clip.start]))
-            except (ValueError, OSError): pass
+            if self.store.bytes >= self.store.limit:
+                break
+            try:
+                self.store.read(clip, torch.tensor([clip.start]))
+            except (ValueError, OSError):
+                pass
 
 # %% ../../nbs/data/05_datasets.ipynb #3f2f1252
 class Skipping(Dataset):
     "A dataset whose unreadable clips become `Broken` notes; call `note(batch)` to collect them in `.broken`"
-    def __init__(self, dataset): self.dataset, self.broken = dataset, {}
 
-    def __len__(self): return len(self.dataset)
+    def __init__(self, dataset):
+        self.dataset, self.broken = dataset, {}
+
+    def __len__(self):
+        return len(self.dataset)
+
     def __getattr__(self, name):
-        if name in ("dataset", "broken") or name.startswith("__"): raise AttributeError(name)
+        if name in ("dataset", "broken") or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __getitem__(self, i: int):
-        try: return self.dataset[i]
-        except IndexError: raise
+        try:
+            return self.dataset[i]
+        except IndexError:
+            raise
         except (ValueError, OSError) as e:
-            return Broken(self.dataset.clipset.clips[i % len(self) // self.dataset.views].name, " ".join(str(e).split()))
+            return Broken(
+                self.dataset.clipset.clips[i % len(self) // self.dataset.views].name, " ".join(str(e).split())
+            )
 
     def note(self, batch: Batch) -> dict[str, str]:
         "Remember a batch's broken clips; returns all so far, name -> reason"
-        self.broken.update(batch.broken); return self.broken
+        self.broken.update(batch.broken)
+        return self.broken

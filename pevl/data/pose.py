@@ -23,65 +23,145 @@ from .video import VideoError
 @dataclass(frozen=True)
 class Layout:
     "Which joints there are, in which order, and how they hang together"
-    names: tuple # J names
-    edges: tuple # pairs of joints that a bone connects
-    flip_pairs: tuple # pairs (left, right) that change places in a mirror
+
+    names: tuple  # J names
+    edges: tuple  # pairs of joints that a bone connects
+    flip_pairs: tuple  # pairs (left, right) that change places in a mirror
+
     @property
-    def flip_index(self): # LongTensor (J,): joint j of the mirrored body was joint flip_index[j]
+    def flip_index(self):  # LongTensor (J,): joint j of the mirrored body was joint flip_index[j]
         swap = dict(self.flip_pairs) | {b: a for a, b in self.flip_pairs}
         return torch.tensor([swap.get(j, j) for j in range(len(self.names))])
+
     @property
-    def sides(self): # J strings: 'left', 'right' or 'middle'
+    def sides(self):  # J strings: 'left', 'right' or 'middle'
         side = {"L": "left", "R": "right", "l": "left", "r": "right"}
-        return tuple(side[n[0]] if any(j in p for p in self.flip_pairs) else "middle" for j, n in enumerate(self.names))
+        return tuple(
+            side[n[0]] if any(j in p for p in self.flip_pairs) else "middle" for j, n in enumerate(self.names)
+        )
 
 # %% ../../nbs/data/02_pose.ipynb #750edef2
 LAYOUTS = {
     "coco17": Layout(
-        names=("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow", "right elbow",
-               "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle", "right ankle"),
-        edges=((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-               (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
-        flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))),
+        names=(
+            "nose",
+            "left eye",
+            "right eye",
+            "left ear",
+            "right ear",
+            "left shoulder",
+            "right shoulder",
+            "left elbow",
+            "right elbow",
+            "left wrist",
+            "right wrist",
+            "left hip",
+            "right hip",
+            "left knee",
+            "right knee",
+            "left ankle",
+            "right ankle",
+        ),
+        edges=(
+            (15, 13),
+            (13, 11),
+            (16, 14),
+            (14, 12),
+            (11, 12),
+            (5, 11),
+            (6, 12),
+            (5, 6),
+            (5, 7),
+            (6, 8),
+            (7, 9),
+            (8, 10),
+            (1, 2),
+            (0, 1),
+            (0, 2),
+            (1, 3),
+            (2, 4),
+            (3, 5),
+            (4, 6),
+        ),
+        flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
+    ),
     "smarthome13": Layout(
-        names=("RAnk", "LAnk", "RKne", "LKne", "RHip", "LHip", "RWri", "LWri", "RElb", "LElb", "RSho", "LSho", "Head"),
-        edges=((0, 2), (2, 4), (1, 3), (3, 5), (4, 5), (4, 10), (5, 11), (10, 11), (10, 8), (8, 6), (11, 9), (9, 7), (12, 10), (12, 11)),
-        flip_pairs=((1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (11, 10))),
+        names=(
+            "RAnk",
+            "LAnk",
+            "RKne",
+            "LKne",
+            "RHip",
+            "LHip",
+            "RWri",
+            "LWri",
+            "RElb",
+            "LElb",
+            "RSho",
+            "LSho",
+            "Head",
+        ),
+        edges=(
+            (0, 2),
+            (2, 4),
+            (1, 3),
+            (3, 5),
+            (4, 5),
+            (4, 10),
+            (5, 11),
+            (10, 11),
+            (10, 8),
+            (8, 6),
+            (11, 9),
+            (9, 7),
+            (12, 10),
+            (12, 11),
+        ),
+        flip_pairs=((1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (11, 10)),
+    ),
 }
 
+
 def get_layout(
-    name: str, # key of LAYOUTS
+    name: str,  # key of LAYOUTS
 ) -> Layout:
     "The layout called `name`; raises ValueError for an unknown one"
-    if name not in LAYOUTS: raise ValueError(f"layout {name!r}: expected one of {', '.join(LAYOUTS)}")
+    if name not in LAYOUTS:
+        raise ValueError(f"layout {name!r}: expected one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 # %% ../../nbs/data/02_pose.ipynb #6c03e4c3
 MEDIAPIPE33_TO_COCO17 = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
 
+
 def mediapipe33_to_coco17(
-    landmarks, # array or tensor (..., 33, K): coordinates, or visibilities with K = 1
-): # (..., 17, K)
+    landmarks,  # array or tensor (..., 33, K): coordinates, or visibilities with K = 1
+):  # (..., 17, K)
     "The 17 COCO joints among MediaPipe's 33 landmarks"
-    if landmarks.shape[-2] != 33: raise ValueError(f"landmarks {tuple(landmarks.shape)}: expected (..., 33, K)")
+    if landmarks.shape[-2] != 33:
+        raise ValueError(f"landmarks {tuple(landmarks.shape)}: expected (..., 33, K)")
     return landmarks[..., list(MEDIAPIPE33_TO_COCO17), :]
 
 # %% ../../nbs/data/02_pose.ipynb #46893a6a
 SIDE_COLOURS = {"left": "#ff8c1a", "right": "#2f8fff", "middle": "#f2f2f2"}
 
+
 def draw_pose(
-    where, # matplotlib axes, or an image uint8 (H, W, 3) or (3, H, W)
-    keypoints, # (J, 2) x, y in pixels
-    scores=None, # (J,), joints with score 0 are left out
-    layout: str = "coco17", # key of LAYOUTS
-    width: float = 2, # of the bones, in points or pixels
-): # the axes, or a copy of the image (H, W, 3) with the body drawn in
+    where,  # matplotlib axes, or an image uint8 (H, W, 3) or (3, H, W)
+    keypoints,  # (J, 2) x, y in pixels
+    scores=None,  # (J,), joints with score 0 are left out
+    layout: str = "coco17",  # key of LAYOUTS
+    width: float = 2,  # of the bones, in points or pixels
+):  # the axes, or a copy of the image (H, W, 3) with the body drawn in
     "Draw bones and joints: left orange, right blue, middle white"
     body, points = get_layout(layout), np.asarray(keypoints, np.float32)
     shown = np.ones(len(points), bool) if scores is None else np.asarray(scores) > 0
     colour = [SIDE_COLOURS[s] for s in body.sides]
-    bones = [(points[a], points[b], colour[a] if body.sides[a] == body.sides[b] else SIDE_COLOURS["middle"])
-             for a, b in body.edges if shown[a] and shown[b]]
+    bones = [
+        (points[a], points[b], colour[a] if body.sides[a] == body.sides[b] else SIDE_COLOURS["middle"])
+        for a, b in body.edges
+        if shown[a] and shown[b]
+    ]
     dots = [(p, c) for p, c, s in zip(points, colour, shown, strict=True) if s]
     return (_draw_on_axes if hasattr(where, "add_collection") else _draw_on_image)(where, bones, dots, width)
 
@@ -89,170 +169,222 @@ def draw_pose(
 def _draw_on_axes(ax, bones, dots, width):
     "Bones as one collection of lines, joints as one cloud of points"
     from matplotlib.collections import LineCollection
+
     lines = [(a, b) for a, b, _ in bones]
-    for extra, colours in ((1.6, ["k"]), (0, [c for *_, c in bones])):    # a dark outline first: readable on any background
-        ax.add_collection(LineCollection(lines, colors=colours, linewidths=width + extra, capstyle="round", zorder=2))
+    for extra, colours in (
+        (1.6, ["k"]),
+        (0, [c for *_, c in bones]),
+    ):  # a dark outline first: readable on any background
+        ax.add_collection(
+            LineCollection(lines, colors=colours, linewidths=width + extra, capstyle="round", zorder=2)
+        )
     at, colours = np.array([p for p, _ in dots]).reshape(-1, 2), [c for _, c in dots]
-    ax.scatter(*at.T, c=colours, s=(1.8 * width)**2, edgecolors="k", linewidths=.6, zorder=3)
+    ax.scatter(*at.T, c=colours, s=(1.8 * width) ** 2, edgecolors="k", linewidths=0.6, zorder=3)
     return ax
+
 
 def _draw_on_image(image, bones, dots, width):
     "The same with Pillow, into a copy"
     from PIL import Image, ImageDraw
+
     image = np.asarray(image)
-    picture = Image.fromarray(np.ascontiguousarray(image if image.shape[-1] == 3 else image.transpose(1, 2, 0)))
+    picture = Image.fromarray(
+        np.ascontiguousarray(image if image.shape[-1] == 3 else image.transpose(1, 2, 0))
+    )
     pen = ImageDraw.Draw(picture)
     for extra in (2, 0):
-        for a, b, c in bones: pen.line([*a.tolist(), *b.tolist()], fill="black" if extra else c, width=round(width) + extra)
+        for a, b, c in bones:
+            pen.line([*a.tolist(), *b.tolist()], fill="black" if extra else c, width=round(width) + extra)
         for (x, y), c in dots:
             r = width + extra / 2
             pen.ellipse([x - r, y - r, x + r, y + r], fill="black" if extra else c)
     return np.asarray(picture)
 
 # %% ../../nbs/data/02_pose.ipynb #aa0c2f4d
-class PoseError(VideoError): "A pose file that cannot be used; the text is always one line, `<path>: <field>: <reason>`"
+class PoseError(VideoError):
+    "A pose file that cannot be used; the text is always one line, `<path>: <field>: <reason>`"
 
 # %% ../../nbs/data/02_pose.ipynb #ba8142ed
 _KINDS = {"f": "float", "iu": "int", "U": "text"}
 
+
 def _field(name, value, kinds, shape):
     "`value` as an array, if its type and shape are right; -1 in `shape` stands for any length from 1 on"
     value = np.asarray(value)
-    if value.dtype.kind not in kinds: raise ValueError(f"{name}: type {value.dtype}, expected {_KINDS[kinds]}")
-    if value.ndim != len(shape) or any(n < 1 or s not in (-1, n) for n, s in zip(value.shape, shape, strict=True)):
-        raise ValueError(f"{name}: shape {value.shape}, expected ({', '.join('F' if s == -1 else str(s) for s in shape)})")
+    if value.dtype.kind not in kinds:
+        raise ValueError(f"{name}: type {value.dtype}, expected {_KINDS[kinds]}")
+    if value.ndim != len(shape) or any(
+        n < 1 or s not in (-1, n) for n, s in zip(value.shape, shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name}: shape {value.shape}, expected ({', '.join('F' if s == -1 else str(s) for s in shape)})"
+        )
     return value
 
 # %% ../../nbs/data/02_pose.ipynb #a6de938c
 @dataclass
 class Pose:
     "One person's joints in each frame of a clip; a joint with score 0 is missing and has the coordinates 0, 0"
-    keypoints: np.ndarray # float32 (F, J, 2): x, y in pixels, whole numbers are pixel centres
-    scores: np.ndarray # float32 (F, J) in 0..1
-    image_size: tuple # (H, W) of the frames that the pixels refer to
-    layout: str = "coco17" # key of LAYOUTS
+
+    keypoints: np.ndarray  # float32 (F, J, 2): x, y in pixels, whole numbers are pixel centres
+    scores: np.ndarray  # float32 (F, J) in 0..1
+    image_size: tuple  # (H, W) of the frames that the pixels refer to
+    layout: str = "coco17"  # key of LAYOUTS
 
     def __post_init__(self):
         J = len(get_layout(self.layout).names)
         points = _field("keypoints", self.keypoints, "f", (-1, J, 2)).astype(np.float32)
         scores = _field("scores", self.scores, "f", (len(points), J)).astype(np.float32)
         self.image_size = tuple(int(n) for n in _field("image_size", self.image_size, "iu", (2,)))
-        if min(self.image_size) < 1: raise ValueError(f"image_size: {self.image_size}, expected (height, width), both positive")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size: {self.image_size}, expected (height, width), both positive")
         seen = np.isfinite(points).all(-1) & np.isfinite(scores)
-        if (scores[seen] < 0).any(): raise ValueError(f"scores: smallest {scores[seen].min():.3g}, expected 0 (missing) to 1")
+        if (scores[seen] < 0).any():
+            raise ValueError(f"scores: smallest {scores[seen].min():.3g}, expected 0 (missing) to 1")
         self.scores = np.where(seen, scores, 0).clip(0, 1).astype(np.float32)
         self.keypoints = np.where(self.scores[..., None] > 0, points, 0).astype(np.float32)
 
-    def __len__(self): return len(self.keypoints)
+    def __len__(self):
+        return len(self.keypoints)
 
-    def select(self,
-        index, # (T,) frame numbers
+    def select(
+        self,
+        index,  # (T,) frame numbers
     ):  # Pose with T frames
         "The frames at `index`, in that order"
         index = np.asarray(index)
         bad = index[(index < 0) | (index >= len(self))]
-        if len(bad): raise ValueError(f"frame {bad[0]} was asked for, but the pose has frames 0..{len(self) - 1}")
+        if len(bad):
+            raise ValueError(f"frame {bad[0]} was asked for, but the pose has frames 0..{len(self) - 1}")
         return Pose(self.keypoints[index], self.scores[index], self.image_size, self.layout)
 
 # %% ../../nbs/data/02_pose.ipynb #0e7410a3
 def save_pose(
-    path, # file to write, ends in .npz
-    pose: Pose, # what to write
+    path,  # file to write, ends in .npz
+    pose: Pose,  # what to write
 ):
     "Write a pose: the same bytes for the same pose, and either the whole file or none"
     path = Path(path)
-    if path.suffix != ".npz": raise ValueError(f"{path}: expected a name that ends in .npz")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"{path}: its folder does not exist")
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: expected a name that ends in .npz")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
     data, part = io.BytesIO(), path.with_name(f".{path.stem}.{os.getpid()}.part")
     fields = dict(image_size=np.array(pose.image_size, np.int64), layout=np.array(pose.layout))
     np.savez_compressed(data, keypoints=pose.keypoints, scores=pose.scores, **fields)
     try:
         part.write_bytes(data.getbuffer())
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/data/02_pose.ipynb #31be1d38
 def _read_fields(path, names, limit=2**30):
     "The named arrays of an .npz file; nothing is unpickled"
     try:
-        with zipfile.ZipFile(path) as box: held = {i.filename.removesuffix(".npy"): i.file_size for i in box.infolist()}
-    except zipfile.BadZipFile: raise PoseError(path, "not an .npz file, or truncated") from None
+        with zipfile.ZipFile(path) as box:
+            held = {i.filename.removesuffix(".npy"): i.file_size for i in box.infolist()}
+    except zipfile.BadZipFile:
+        raise PoseError(path, "not an .npz file, or truncated") from None
     out = {}
     with np.load(path, allow_pickle=False) as data:
         for name in names:
-            if name not in held: raise PoseError(path, f"{name}: missing, the file holds {', '.join(sorted(held)) or 'nothing'}")
-            if held[name] > limit: raise PoseError(path, f"{name}: {held[name] / 2**30:.1f} GiB, expected at most 1")
-            try: out[name] = data[name]
+            if name not in held:
+                raise PoseError(
+                    path, f"{name}: missing, the file holds {', '.join(sorted(held)) or 'nothing'}"
+                )
+            if held[name] > limit:
+                raise PoseError(path, f"{name}: {held[name] / 2**30:.1f} GiB, expected at most 1")
+            try:
+                out[name] = data[name]
             except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
-                what = "holds Python objects, expected plain numbers" if "allow_pickle" in str(e) else "damaged, cannot be read"
+                what = (
+                    "holds Python objects, expected plain numbers"
+                    if "allow_pickle" in str(e)
+                    else "damaged, cannot be read"
+                )
                 raise PoseError(path, f"{name}: {what}") from None
     return out
 
 # %% ../../nbs/data/02_pose.ipynb #d518f49a
 def load_pose(
-    path, # .npz file written by `save_pose`, or by anyone with the same four fields
+    path,  # .npz file written by `save_pose`, or by anyone with the same four fields
 ) -> Pose:
     "Read and check a pose; raises `PoseError`, which names the file, the field and what was expected"
     path = Path(path)
-    if path.is_dir(): raise PoseError(path, "is a directory, expected an .npz file")
-    if not path.exists(): raise PoseError(path, "no such file")
+    if path.is_dir():
+        raise PoseError(path, "is a directory, expected an .npz file")
+    if not path.exists():
+        raise PoseError(path, "no such file")
     try:
         f = _read_fields(path, ("keypoints", "scores", "image_size", "layout"))
         return Pose(f["keypoints"], f["scores"], f["image_size"], str(_field("layout", f["layout"], "U", ())))
-    except PermissionError: raise PoseError(path, "permission denied") from None
-    except VideoError: raise
-    except ValueError as e: raise PoseError(path, e) from None
+    except PermissionError:
+        raise PoseError(path, "permission denied") from None
+    except VideoError:
+        raise
+    except ValueError as e:
+        raise PoseError(path, e) from None
 
 # %% ../../nbs/data/02_pose.ipynb #6cad1fef
 def normalise(
-    keypoints: torch.Tensor, # (..., J, 2) x, y in pixels
-    image_size: tuple, # (H, W) of the crop
-) -> torch.Tensor: # (..., J, 2) in -1..1 inside the crop
+    keypoints: torch.Tensor,  # (..., J, 2) x, y in pixels
+    image_size: tuple,  # (H, W) of the crop
+) -> torch.Tensor:  # (..., J, 2) in -1..1 inside the crop
     "Pixels to -1..1: the left or top edge of the crop is -1, the right or bottom edge 1; for a square crop x and y have one scale"
     H, W = image_size
-    return (keypoints + .5) * (2 / keypoints.new_tensor([W, H])) - 1
+    return (keypoints + 0.5) * (2 / keypoints.new_tensor([W, H])) - 1
 
 # %% ../../nbs/data/02_pose.ipynb #5a56e9d2
 def _choose(transform, H, W, generator):
     "Top, left and side of the square, and a coin for the mirror; training always draws four numbers, so that seeds stay in step"
-    at = {"left": 0., "centre": .5, "right": 1.}[transform.view]
-    share, down, across, coin = torch.rand(4, generator=generator).tolist() if transform.train else (1., at, at, 1.)
-    low, high = transform.scale if transform.train else (1., 1.)
-    side = max(1, round(min(H, W) * (low + share * (high - low))**.5))
+    at = {"left": 0.0, "centre": 0.5, "right": 1.0}[transform.view]
+    share, down, across, coin = (
+        torch.rand(4, generator=generator).tolist() if transform.train else (1.0, at, at, 1.0)
+    )
+    low, high = transform.scale if transform.train else (1.0, 1.0)
+    side = max(1, round(min(H, W) * (low + share * (high - low)) ** 0.5))
     return round((H - side) * down), round((W - side) * across), side, coin
-
-
 
 # %% ../../nbs/data/02_pose.ipynb #81926884
 @dataclass
 class ClipTransform:
     "One square crop, one resize and one mirror for all frames and all joints of a clip"
-    size: int = 224 # side of the result, pixels
-    train: bool = False # random square and mirror, else the largest square
-    scale: tuple = (.6, 1.) # train: area of the square as a share of the largest one
-    flip: float = .5 # train: probability of a mirror
-    layout: str = "coco17" # key of LAYOUTS
-    view: str = "centre" # test: 'left', 'centre' or 'right' (top, centre, bottom of an upright video)
+
+    size: int = 224  # side of the result, pixels
+    train: bool = False  # random square and mirror, else the largest square
+    scale: tuple = (0.6, 1.0)  # train: area of the square as a share of the largest one
+    flip: float = 0.5  # train: probability of a mirror
+    layout: str = "coco17"  # key of LAYOUTS
+    view: str = "centre"  # test: 'left', 'centre' or 'right' (top, centre, bottom of an upright video)
 
     def __post_init__(self):
         self.swap = get_layout(self.layout).flip_index
-        if self.view not in ("left", "centre", "right"): raise ValueError(f"view {self.view!r}: expected 'left', 'centre' or 'right'")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1: raise ValueError(f"scale {self.scale}: expected 0 < smallest <= largest <= 1")
+        if self.view not in ("left", "centre", "right"):
+            raise ValueError(f"view {self.view!r}: expected 'left', 'centre' or 'right'")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale}: expected 0 < smallest <= largest <= 1")
 
-    def __call__(self,
-        frames: torch.Tensor, # uint8 (Tv, 3, H, W)
-        keypoints: torch.Tensor, # (T, J, 2) x, y in pixels of the frames
-        scores: torch.Tensor, # (T, J), 0 = missing
-        generator: torch.Generator | None = None, # source of randomness when `train`
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # uint8 (Tv, 3, size, size), (T, J, 2) in pixels of the crop, (T, J)
+    def __call__(
+        self,
+        frames: torch.Tensor,  # uint8 (Tv, 3, H, W)
+        keypoints: torch.Tensor,  # (T, J, 2) x, y in pixels of the frames
+        scores: torch.Tensor,  # (T, J), 0 = missing
+        generator: torch.Generator | None = None,  # source of randomness when `train`
+    ) -> tuple[
+        torch.Tensor, torch.Tensor, torch.Tensor
+    ]:  # uint8 (Tv, 3, size, size), (T, J, 2) in pixels of the crop, (T, J)
         "The same crop, resize and mirror for both; a missing joint stays missing, at 0, 0"
         H, W = frames.shape[-2:]
         top, left, side, coin = _choose(self, H, W, generator)
         crop = dict(top=top, left=left, height=side, width=side, size=[self.size, self.size], antialias=True)
         frames = F.resized_crop(tv_tensors.Video(frames), **crop)
-        joints = F.resized_crop(tv_tensors.KeyPoints(keypoints + .5, canvas_size=(H, W)), **crop) - .5
+        joints = F.resized_crop(tv_tensors.KeyPoints(keypoints + 0.5, canvas_size=(H, W)), **crop) - 0.5
         if coin < self.flip:
-            frames, joints = F.horizontal_flip(frames), F.horizontal_flip(tv_tensors.KeyPoints(joints, canvas_size=(self.size, self.size)))
+            frames, joints = (
+                F.horizontal_flip(frames),
+                F.horizontal_flip(tv_tensors.KeyPoints(joints, canvas_size=(self.size, self.size))),
+            )
             joints, scores = joints[:, self.swap], scores[:, self.swap]
         joints = joints.as_subclass(torch.Tensor)
-        return frames.as_subclass(torch.Tensor), torch.where(scores[..., None] > 0, joints, 0.), scores
+        return frames.as_subclass(torch.Tensor), torch.where(scores[..., None] > 0, joints, 0.0), scores

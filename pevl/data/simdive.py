@@ -22,51 +22,90 @@ cv2.setNumThreads(1)  # clips are drawn by several processes; OpenCV's own threa
 FPS = 30
 
 # %% ../../nbs/data/04_simdive.ipynb #4a33f031
-BODY = dict(torso=.50, neck=.10, head=.12, arm=.29, forearm=.26, thigh=.43, shin=.43, foot=.17, shoulder=.185, hip=.10)  # metres
+BODY = dict(
+    torso=0.50,
+    neck=0.10,
+    head=0.12,
+    arm=0.29,
+    forearm=0.26,
+    thigh=0.43,
+    shin=0.43,
+    foot=0.17,
+    shoulder=0.185,
+    hip=0.10,
+)  # metres
 ANGLES = ("hip", "knee", "shoulder_r", "shoulder_l", "elbow_r", "elbow_l", "curl", "toe")
 POSTURES = dict(  # degrees, in the order of ANGLES; 0 = hanging straight, toe 90 = flat foot
-    stand=(0, 4, 5, 5, 8, 8, 0, 88), reach=(-4, 2, 168, 168, 4, 4, -4, 60), crouch=(62, 84, -38, -38, 12, 12, 22, 88),
-    straight=(2, 2, 8, 8, 12, 12, 0, 5), pike=(116, 2, 104, 104, 6, 6, 28, 0), tuck=(120, 136, 14, 14, 72, 72, 34, 12),
-    wrap=(6, 3, 140, 58, 112, 96, 2, 5), head_first=(0, 0, 178, 178, 0, 0, -2, 0), feet_first=(0, 0, 6, 6, 2, 2, 0, 0))
+    stand=(0, 4, 5, 5, 8, 8, 0, 88),
+    reach=(-4, 2, 168, 168, 4, 4, -4, 60),
+    crouch=(62, 84, -38, -38, 12, 12, 22, 88),
+    straight=(2, 2, 8, 8, 12, 12, 0, 5),
+    pike=(116, 2, 104, 104, 6, 6, 28, 0),
+    tuck=(120, 136, 14, 14, 72, 72, 34, 12),
+    wrap=(6, 3, 140, 58, 112, 96, 2, 5),
+    head_first=(0, 0, 178, 178, 0, 0, -2, 0),
+    feet_first=(0, 0, 6, 6, 2, 2, 0, 0),
+)
 HELD = dict(STR="straight", PIKE="pike", TUCK="tuck", FREE="wrap")
 
 # %% ../../nbs/data/04_simdive.ipynb #4ef98fe9
 def smooth(
-    x:np.ndarray, # (F, ...) values over time
-    width:int     # half width of the Hann window, frames
+    x: np.ndarray,  # (F, ...) values over time
+    width: int,  # half width of the Hann window, frames
 ) -> np.ndarray:  # (F, ...)
     "Moving average along time; the ends are held"
-    k = np.hanning(2*width + 3)[1:-1]; k /= k.sum()
+    k = np.hanning(2 * width + 3)[1:-1]
+    k /= k.sum()
     p = np.concatenate([np.repeat(x[:1], width, 0), x, np.repeat(x[-1:], width, 0)])
     return np.tensordot(np.lib.stride_tricks.sliding_window_view(p, len(k), axis=0), k, axes=([-1], [0]))
 
 # %% ../../nbs/data/04_simdive.ipynb #a3058134
 def skeleton(
-    angles:np.ndarray, # (F, 8) degrees, as ANGLES
-    body:dict          # lengths in metres, as BODY
-) -> np.ndarray:       # (F, 21, 3) metres: COCO-17, then head centre, neck, right toe, left toe; x forward, y up, z right
+    angles: np.ndarray,  # (F, 8) degrees, as ANGLES
+    body: dict,  # lengths in metres, as BODY
+) -> (
+    np.ndarray
+):  # (F, 21, 3) metres: COCO-17, then head centre, neck, right toe, left toe; x forward, y up, z right
     "Forward kinematics in the body's own frame; the centre of mass is the origin"
     hip, knee, sh_r, sh_l, el_r, el_l, curl, toe = np.radians(angles).T
-    ray = lambda a: np.stack([np.sin(a), -np.cos(a), 0*a], -1)      # 0 points down, 90 degrees forward
+    ray = lambda a: np.stack([np.sin(a), -np.cos(a), 0 * a], -1)  # 0 points down, 90 degrees forward
     side = lambda z: np.array([0, 0, z])
     b, J = body, np.zeros((len(angles), 21, 3))
-    neck = -ray(-curl)*b["torso"]; head = neck - ray(-1.3*curl)*(b["neck"] + .5*b["head"])
-    fwd = -ray(np.pi/2 + 0*curl) * 0 + np.stack([np.cos(1.3*curl), -np.sin(1.3*curl), 0*curl], -1); up = -ray(-1.3*curl)
-    J[:, 17], J[:, 18], J[:, 0] = head, neck, head + fwd*b["head"] - up*.01
-    for i, (z, sh, el) in enumerate(((-1, sh_l, el_l), (1, sh_r, el_r))):   # left joints have odd COCO numbers
-        J[:, 1+i] = head + fwd*.1 + up*.03 + side(z*.035); J[:, 3+i] = head + side(z*.075)
-        J[:, 5+i] = neck + side(z*b["shoulder"]) + ray(-curl)*.04
-        J[:, 7+i] = J[:, 5+i] + ray(sh - curl)*b["arm"]
-        J[:, 9+i] = J[:, 7+i] + ray(sh - curl + el)*b["forearm"]
-        J[:, 11+i] = side(z*b["hip"])
-        J[:, 13+i] = J[:, 11+i] + ray(hip)*b["thigh"] - side(z*.02)
-        J[:, 15+i] = J[:, 13+i] + ray(hip - knee)*b["shin"] - side(z*.02)
-        J[:, 20-i] = J[:, 15+i] + ray(hip - knee + toe)*b["foot"]
+    neck = -ray(-curl) * b["torso"]
+    head = neck - ray(-1.3 * curl) * (b["neck"] + 0.5 * b["head"])
+    fwd = -ray(np.pi / 2 + 0 * curl) * 0 + np.stack([np.cos(1.3 * curl), -np.sin(1.3 * curl), 0 * curl], -1)
+    up = -ray(-1.3 * curl)
+    J[:, 17], J[:, 18], J[:, 0] = head, neck, head + fwd * b["head"] - up * 0.01
+    for i, (z, sh, el) in enumerate(((-1, sh_l, el_l), (1, sh_r, el_r))):  # left joints have odd COCO numbers
+        J[:, 1 + i] = head + fwd * 0.1 + up * 0.03 + side(z * 0.035)
+        J[:, 3 + i] = head + side(z * 0.075)
+        J[:, 5 + i] = neck + side(z * b["shoulder"]) + ray(-curl) * 0.04
+        J[:, 7 + i] = J[:, 5 + i] + ray(sh - curl) * b["arm"]
+        J[:, 9 + i] = J[:, 7 + i] + ray(sh - curl + el) * b["forearm"]
+        J[:, 11 + i] = side(z * b["hip"])
+        J[:, 13 + i] = J[:, 11 + i] + ray(hip) * b["thigh"] - side(z * 0.02)
+        J[:, 15 + i] = J[:, 13 + i] + ray(hip - knee) * b["shin"] - side(z * 0.02)
+        J[:, 20 - i] = J[:, 15 + i] + ray(hip - knee + toe) * b["foot"]
     return J - mass_centre(J)[:, None]
 
 # %% ../../nbs/data/04_simdive.ipynb #1d711ff0
 MASS = np.zeros(21)
-MASS[[17, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16]] = (0.08, 0.13, 0.13, 0.13, 0.13, 0.03, 0.03, 0.02, 0.02, 0.08, 0.08, 0.07, 0.07)
+MASS[[17, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16]] = (
+    0.08,
+    0.13,
+    0.13,
+    0.13,
+    0.13,
+    0.03,
+    0.03,
+    0.02,
+    0.02,
+    0.08,
+    0.08,
+    0.07,
+    0.07,
+)
+
 
 def mass_centre(
     joints: np.ndarray,  # (F, 21, 3)
@@ -76,47 +115,56 @@ def mass_centre(
 
 # %% ../../nbs/data/04_simdive.ipynb #cebf7983
 def turn(
-    joints:np.ndarray,     # (F, 21, 3) body frame
-    somersault:np.ndarray, # (F,) radians, positive = forward
-    twist:np.ndarray,      # (F,) radians about the long axis
-    heading:int            # 1: the diver faces the water, -1: the board
-) -> np.ndarray:           # (F, 21, 3) world directions: x away from the board, y up
+    joints: np.ndarray,  # (F, 21, 3) body frame
+    somersault: np.ndarray,  # (F,) radians, positive = forward
+    twist: np.ndarray,  # (F,) radians about the long axis
+    heading: int,  # 1: the diver faces the water, -1: the board
+) -> np.ndarray:  # (F, 21, 3) world directions: x away from the board, y up
     "Twist about the long axis, then somersault about the lateral axis, then heading"
-    c, s = np.cos(twist)[:, None], np.sin(twist)[:, None]; x, y, z = np.moveaxis(joints, -1, 0)
-    x, z = c*x + s*z, c*z - s*x
+    c, s = np.cos(twist)[:, None], np.sin(twist)[:, None]
+    x, y, z = np.moveaxis(joints, -1, 0)
+    x, z = c * x + s * z, c * z - s * x
     c, s = np.cos(somersault)[:, None], np.sin(somersault)[:, None]
-    x, y = c*x + s*y, c*y - s*x
-    return np.stack([heading*x, y, heading*z], -1)
+    x, y = c * x + s * y, c * y - s * x
+    return np.stack([heading * x, y, heading * z], -1)
 
 # %% ../../nbs/data/04_simdive.ipynb #a8d965a7
 @dataclass
 class Dive:
     "One simulated dive: everything that `render` needs, and the truth about it"
-    label: tuple            # Diving48's four names
-    seed: int
-    joints: np.ndarray      # (F, 21, 3) metres, world
-    up: np.ndarray          # (F, 3) the body's long axis, towards the head
-    front: np.ndarray       # (F, 3) where the chest faces
-    phrases: np.ndarray     # (F, 4) bool: takeoff, somersaults, twists, position
-    stages: tuple           # last frame + 1 of takeoff, flight, clip
-    water: float            # height of the surface, metres (the board is at 0)
-    camera: dict            # yaw, pitch, centre (F, 3), shift (F, 2), view height (F,), metres
-    scene: dict             # colours, background, board
-    posture: np.ndarray     # (F,) 0 straight, 1 pike, 2 tuck, 3 crouching
 
-    def __len__(self): return len(self.joints)
+    label: tuple  # Diving48's four names
+    seed: int
+    joints: np.ndarray  # (F, 21, 3) metres, world
+    up: np.ndarray  # (F, 3) the body's long axis, towards the head
+    front: np.ndarray  # (F, 3) where the chest faces
+    phrases: np.ndarray  # (F, 4) bool: takeoff, somersaults, twists, position
+    stages: tuple  # last frame + 1 of takeoff, flight, clip
+    water: float  # height of the surface, metres (the board is at 0)
+    camera: dict  # yaw, pitch, centre (F, 3), shift (F, 2), view height (F,), metres
+    scene: dict  # colours, background, board
+    posture: np.ndarray  # (F,) 0 straight, 1 pike, 2 tuck, 3 crouching
+
+    def __len__(self):
+        return len(self.joints)
 
 # %% ../../nbs/data/04_simdive.ipynb #d88f75c2
 def _plan(label, rng):
     "Frames of each stage, and when the diver twists and holds the position, as shares of the flight"
-    d = parse_label(label); turns = d.somersaults + .35*d.twists
+    d = parse_label(label)
+    turns = d.somersaults + 0.35 * d.twists
     takeoff, entry = rng.integers(20, 36), rng.integers(7, 13)
-    flight = int(np.clip(round((22 + 11*turns)*rng.uniform(.92, 1.12)), 24, 118 - takeoff - entry))
+    flight = int(np.clip(round((22 + 11 * turns) * rng.uniform(0.92, 1.12)), 24, 118 - takeoff - entry))
     takeoff = max(takeoff, 48 - flight - entry)
-    t0 = .10
-    if d.twists and d.position != "FREE": tw = (t0, t0 + .2 + .09*d.twists); hold = (tw[1] + .03, .84)
-    elif d.twists: tw = (t0, min(.84, t0 + .35 + .12*d.twists)); hold = tw
-    else: tw, hold = (0, 0), (t0 + .03, .80 if d.somersaults > .5 else .66)
+    t0 = 0.10
+    if d.twists and d.position != "FREE":
+        tw = (t0, t0 + 0.2 + 0.09 * d.twists)
+        hold = (tw[1] + 0.03, 0.84)
+    elif d.twists:
+        tw = (t0, min(0.84, t0 + 0.35 + 0.12 * d.twists))
+        hold = tw
+    else:
+        tw, hold = (0, 0), (t0 + 0.03, 0.80 if d.somersaults > 0.5 else 0.66)
     return d, int(takeoff), flight, int(entry), tw, hold
 
 # %% ../../nbs/data/04_simdive.ipynb #c54de829
@@ -130,13 +178,20 @@ def _motion(d, takeoff, flight, entry, tw, hold, body, rng):
     blend = 0.05 if pos != "wrap" else 0.03
     if d.twists and pos != "wrap":
         keys += [(at(tw[0]), "wrap"), (at(tw[1]), "wrap")]
-    keys += [(at(hold[0] + blend), pos), (at(hold[1]), pos), (at(min(hold[1] + 0.14, 0.97)), end), (at(1) + entry, end)]
+    keys += [
+        (at(hold[0] + blend), pos),
+        (at(hold[1]), pos),
+        (at(min(hold[1] + 0.14, 0.97)), end),
+        (at(1) + entry, end),
+    ]
     F = np.arange(takeoff + flight + entry)
     T = np.array([k for k, _ in keys])
     V = np.array([P[p] for _, p in keys], float)
     V[1:] += rng.normal(0, 2.5, V[1:].shape)
     angles = smooth(np.stack([np.interp(F, T, v) for v in V.T], -1), 2)
-    inertia = (skeleton(angles, body)[..., :2] ** 2).sum(-1) @ MASS  # about the lateral axis: a tuck spins faster
+    inertia = (skeleton(angles, body)[..., :2] ** 2).sum(
+        -1
+    ) @ MASS  # about the lateral axis: a tuck spins faster
     u = np.clip((F - takeoff) / flight, 0, 1)
     rate = np.where((u > 0) & (u < 1), 1 / inertia, 0)
     som = np.cumsum(rate) / rate.sum() * 2 * np.pi * d.somersaults
@@ -146,28 +201,57 @@ def _motion(d, takeoff, flight, entry, tw, hold, body, rng):
 
 # %% ../../nbs/data/04_simdive.ipynb #3d98ae72
 def make_dive(
-    label:tuple, # four names of Diving48, e.g. ("Back", "15som", "05Twis", "FREE")
-    seed:int     # decides body, motion, camera and scene
+    label: tuple,  # four names of Diving48, e.g. ("Back", "15som", "05Twis", "FREE")
+    seed: int,  # decides body, motion, camera and scene
 ) -> Dive:
     "Simulate one dive of the class `label`"
-    rng = np.random.default_rng([seed, 48]); plan = _plan(label, rng); d, n0, n1, n2, tw, hold = plan
-    k = rng.normal(1, .035, len(BODY)) * rng.uniform(.9, 1.06); body = dict(zip(BODY, np.array(list(BODY.values()))*k))
+    rng = np.random.default_rng([seed, 48])
+    plan = _plan(label, rng)
+    d, n0, n1, n2, tw, hold = plan
+    k = rng.normal(1, 0.035, len(BODY)) * rng.uniform(0.9, 1.06)
+    body = dict(zip(BODY, np.array(list(BODY.values())) * k))
     angles, som, twist, u = _motion(*plan, body, rng)
     forward, heading = d.takeoff in ("Forward", "Inward"), 1 if d.takeoff in ("Forward", "Reverse") else -1
     som = som if forward else -som
     local = turn(skeleton(angles, body), som, twist, heading)
-    axes = turn(np.tile([[[0., 1, 0], [1, 0, 0]]], (len(u), 1, 1)), som, twist, heading)
-    F = np.arange(len(u)); t = np.clip(F - n0, 0, n1)/FPS
-    v0, vx = rng.uniform(2.6, 4.2), rng.uniform(.75, 1.25); stand = -local[:, :, 1].min(1)      # feet rest on the board
-    y = np.where(F <= n0, stand, stand[n0] + v0*t - 4.9*t*t); vy = v0 - 9.8*n1/FPS
-    y = y + np.clip(F - n0 - n1, 0, None)/FPS*vy*.55                                         # water slows the diver down
-    com = np.stack([-.12 + vx*t, smooth(y, 1), 0*t], -1)
-    joints = local + com[:, None]; water = joints[n0 + n1 - 1, :, 1].min() - .02
-    pose = np.where(angles[:, 1] > 85, 2, np.where(angles[:, 0] > 75, 1, 0)); pose[(F < n0) & (angles[:, 1] > 30)] = 3
-    flying = (F >= n0) & (F < n0 + n1); phrases = np.stack([F < n0, flying, flying & (u >= tw[0]) & (u <= tw[1]) & (tw[1] > 0),
-                                                            flying & (u >= hold[0]) & (u <= hold[1])], -1)
-    scene = _scene(rng, water); camera = _camera(rng, com, len(u), water)
-    return Dive(tuple(label), int(seed), joints, axes[:, 0], axes[:, 1], phrases, (n0, n0 + n1, len(u)), float(water), camera, scene, pose)
+    axes = turn(np.tile([[[0.0, 1, 0], [1, 0, 0]]], (len(u), 1, 1)), som, twist, heading)
+    F = np.arange(len(u))
+    t = np.clip(F - n0, 0, n1) / FPS
+    v0, vx = rng.uniform(2.6, 4.2), rng.uniform(0.75, 1.25)
+    stand = -local[:, :, 1].min(1)  # feet rest on the board
+    y = np.where(F <= n0, stand, stand[n0] + v0 * t - 4.9 * t * t)
+    vy = v0 - 9.8 * n1 / FPS
+    y = y + np.clip(F - n0 - n1, 0, None) / FPS * vy * 0.55  # water slows the diver down
+    com = np.stack([-0.12 + vx * t, smooth(y, 1), 0 * t], -1)
+    joints = local + com[:, None]
+    water = joints[n0 + n1 - 1, :, 1].min() - 0.02
+    pose = np.where(angles[:, 1] > 85, 2, np.where(angles[:, 0] > 75, 1, 0))
+    pose[(F < n0) & (angles[:, 1] > 30)] = 3
+    flying = (F >= n0) & (F < n0 + n1)
+    phrases = np.stack(
+        [
+            F < n0,
+            flying,
+            flying & (u >= tw[0]) & (u <= tw[1]) & (tw[1] > 0),
+            flying & (u >= hold[0]) & (u <= hold[1]),
+        ],
+        -1,
+    )
+    scene = _scene(rng, water)
+    camera = _camera(rng, com, len(u), water)
+    return Dive(
+        tuple(label),
+        int(seed),
+        joints,
+        axes[:, 0],
+        axes[:, 1],
+        phrases,
+        (n0, n0 + n1, len(u)),
+        float(water),
+        camera,
+        scene,
+        pose,
+    )
 
 # %% ../../nbs/data/04_simdive.ipynb #6d2531a4
 def _camera(rng, com, n, water):
@@ -182,9 +266,19 @@ def _camera(rng, com, n, water):
 # %% ../../nbs/data/04_simdive.ipynb #55a9d5d4
 SKIN = ((244, 214, 190), (232, 190, 158), (214, 164, 128), (186, 132, 96), (141, 94, 66), (96, 62, 44))
 SUIT = ((20, 30, 70), (150, 20, 35), (18, 18, 24), (20, 95, 70), (70, 30, 100), (190, 90, 20), (25, 80, 150))
-HAIR = ((30, 22, 18), (70, 46, 28), (120, 84, 48), (196, 164, 104), (150, 60, 30), (200, 30, 40), (235, 235, 235), (25, 60, 140))
+HAIR = (
+    (30, 22, 18),
+    (70, 46, 28),
+    (120, 84, 48),
+    (196, 164, 104),
+    (150, 60, 30),
+    (200, 30, 40),
+    (235, 235, 235),
+    (25, 60, 140),
+)
 POOL = ((38, 132, 178), (50, 150, 190), (28, 110, 160), (70, 165, 195))
 BOARD = ((222, 226, 228), (70, 130, 175), (190, 205, 190), (120, 124, 130))
+
 
 def _scene(rng, water):
     "Colours, light, board and a picture of the surroundings"
@@ -208,6 +302,7 @@ def _scene(rng, water):
 # %% ../../nbs/data/04_simdive.ipynb #e2fbd7e0
 PX = 40  # background pixels per metre
 
+
 def _surroundings(rng, water):
     "A wide picture of hall or sky behind the pool, (16 m wide), with stands and spectators"
     top, low = 6, 5
@@ -215,7 +310,11 @@ def _surroundings(rng, water):
     img = np.zeros((H, W, 3), np.float32)
     outdoor = rng.random() < 0.5
     y = np.linspace(0, 1, H)[:, None, None]
-    a, b = (np.array((110, 165, 220)), np.array((215, 230, 240))) if outdoor else (np.array((150, 158, 165)), np.array((205, 205, 200)))
+    a, b = (
+        (np.array((110, 165, 220)), np.array((215, 230, 240)))
+        if outdoor
+        else (np.array((150, 158, 165)), np.array((205, 205, 200)))
+    )
     img[:] = (a * (1 - y) + b * y) + rng.normal(0, 10, 3)
     deck = int((top - water - 0.4) * PX)
     if outdoor:
@@ -230,40 +329,57 @@ def _surroundings(rng, water):
     else:
         for x in range(int(rng.uniform(0, 80)), W, 130):
             cv2.rectangle(
-                img, (x, 20), (x + 80, int(rng.uniform(0.35, 0.7) * deck)), (rng.uniform(195, 240) + rng.normal(0, 6, 3)).tolist(), -1
+                img,
+                (x, 20),
+                (x + 80, int(rng.uniform(0.35, 0.7) * deck)),
+                (rng.uniform(195, 240) + rng.normal(0, 6, 3)).tolist(),
+                -1,
             )
         for yy in range(0, deck, 46):
             cv2.line(img, (0, yy), (W, yy), (rng.uniform(130, 180),) * 3, 1)
     stand = rng.uniform(1.5, 3.2) * PX
-    cv2.rectangle(img, (0, int(deck - stand)), (W, deck), (rng.uniform(80, 160) + rng.normal(0, 14, 3)).tolist(), -1)
+    cv2.rectangle(
+        img, (0, int(deck - stand)), (W, deck), (rng.uniform(80, 160) + rng.normal(0, 14, 3)).tolist(), -1
+    )
     for _ in range(int(rng.uniform(30, 130))):
         x, yy = rng.uniform(0, W), deck - rng.uniform(0.2, 0.95) * stand
         grey = rng.uniform(50, 200)
         shirt = (0.6 * grey + 0.4 * rng.uniform(20, 235, 3)).tolist()
         cv2.ellipse(img, (int(x), int(yy) + 9), (5, 7), 0, 0, 360, shirt, -1)
         cv2.circle(img, (int(x), int(yy)), 3, SKIN[rng.integers(6)], -1)
-    cv2.rectangle(img, (0, deck), (W, deck + int(0.4 * PX)), (rng.uniform(150, 215) + rng.normal(0, 8, 3)).tolist(), -1)
+    cv2.rectangle(
+        img, (0, deck), (W, deck + int(0.4 * PX)), (rng.uniform(150, 215) + rng.normal(0, 8, 3)).tolist(), -1
+    )
     return cv2.GaussianBlur(np.clip(img, 0, 255).astype(np.uint8), (0, 0), rng.uniform(0.8, 2.2))
 
 # %% ../../nbs/data/04_simdive.ipynb #1dae25e0
 def project(dive, points, f, size):
     "World points (..., 3), metres, to pixels (..., 2) and depth towards the camera (...), in frame `f`"
-    c = dive.camera; x, y, z = np.moveaxis(points - c["centre"][f], -1, 0); s = size/c["height"][f]
+    c = dive.camera
+    x, y, z = np.moveaxis(points - c["centre"][f], -1, 0)
+    s = size / c["height"][f]
     cy, sy, cp, sp = np.cos(c["yaw"]), np.sin(c["yaw"]), np.cos(c["pitch"]), np.sin(c["pitch"])
-    x, z = cy*x - sy*z, sy*x + cy*z
-    y, z = cp*y - sp*z, sp*y + cp*z
-    return np.stack([size/2 + s*(x - c["shift"][f, 0]), size/2 - s*(y - c["shift"][f, 1])], -1), z
+    x, z = cy * x - sy * z, sy * x + cy * z
+    y, z = cp * y - sp * z, sp * y + cp * z
+    return np.stack([size / 2 + s * (x - c["shift"][f, 0]), size / 2 - s * (y - c["shift"][f, 1])], -1), z
 
 # %% ../../nbs/data/04_simdive.ipynb #a2a94c0f
-_ARC = np.linspace(-np.pi/2, np.pi/2, 6)
+_ARC = np.linspace(-np.pi / 2, np.pi / 2, 6)
+
+
 def _capsule(p, q, r0, r1):
     "Outline of a tapered limb from p (radius r0) to q (radius r1), pixels"
     a = np.arctan2(*(q - p)[::-1]) + np.pi
     up, dn = _ARC + a, _ARC + a + np.pi
-    return np.concatenate([p + r0*np.stack([np.cos(up), np.sin(up)], -1), q + r1*np.stack([np.cos(dn), np.sin(dn)], -1)])
+    return np.concatenate(
+        [p + r0 * np.stack([np.cos(up), np.sin(up)], -1), q + r1 * np.stack([np.cos(dn), np.sin(dn)], -1)]
+    )
+
 
 def _fill(img, poly, colour):
-    cv2.fillConvexPoly(img, np.round(poly*16).astype(np.int32), colour, cv2.LINE_AA if img.ndim == 3 else cv2.LINE_8, 4)
+    cv2.fillConvexPoly(
+        img, np.round(poly * 16).astype(np.int32), colour, cv2.LINE_AA if img.ndim == 3 else cv2.LINE_8, 4
+    )
 
 # %% ../../nbs/data/04_simdive.ipynb #4396116d
 LIMBS = (
@@ -279,12 +395,15 @@ LIMBS = (
     (16, 20, 0.036, 0.022),
 )  # joints, radii in metres; toes are 19 (left), 20 (right)
 
+
 def _body(img, ids, dive, f, size):
     "Draw the diver, far parts first; `ids` (size, size) uint8 gets the number of the part on top + 1"
     S, s = dive.scene, size / dive.camera["height"][f]
     p, z = project(dive, dive.joints[f], f, size)
     half = ids.shape[0] / size
-    toward = project(dive, dive.camera["centre"][f] + dive.front[f], f, size)[1]  # 1: chest to the camera, -1: back
+    toward = project(dive, dive.camera["centre"][f] + dive.front[f], f, size)[
+        1
+    ]  # 1: chest to the camera, -1: back
     light = project(dive, dive.camera["centre"][f] + S["light"], f, size)[0] - size / 2
     light = light / (np.hypot(*light) + 1e-9)
     shade = lambda c, g: np.clip(c * g * S["gain"], 0, 255).tolist()
@@ -302,7 +421,9 @@ def _body(img, ids, dive, f, size):
             o = light * 0.28 * r0
             _fill(img, _capsule(p[a] + o, p[b] + o * r1 / r0, 0.66 * r0, 0.62 * r1), shade(S["skin"], g))
             if i in (4, 6):
-                _fill(img, _capsule(p[a], p[a] + 0.22 * (p[b] - p[a]), r0 * 1.05, r0), shade(S["suit"], 0.9 * g))
+                _fill(
+                    img, _capsule(p[a], p[a] + 0.22 * (p[b] - p[a]), r0 * 1.05, r0), shade(S["suit"], 0.9 * g)
+                )
         elif i == 10:
             outline = _torso(img, p, s, S, toward, light, g, shade)
         else:
@@ -314,25 +435,38 @@ def _ring(p, r, n=10):
     a = np.linspace(0, 2 * np.pi, n, endpoint=False)
     return p + r * np.stack([np.cos(a), np.sin(a)], -1)
 
+
 def _hull(*rings):
     return cv2.convexHull(np.concatenate(rings).astype(np.float32))[:, 0].astype(float)
+
 
 def _torso(img, p, s, S, toward, light, g, shade):
     "Chest, back and suit: a back is darker and shows the spine, a chest shows its muscles"
     r, q = 0.095 * s * S["fat"], 0.085 * s * S["fat"]
     waist = (p[5] + p[6]) * 0.25 + (p[11] + p[12]) * 0.25
-    outline = _hull(*[_ring(p[j], r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)], _ring(p[18], 0.05 * s))
+    outline = _hull(
+        *[_ring(p[j], r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)], _ring(p[18], 0.05 * s)
+    )
     _fill(img, outline, shade(S["skin"], 0.62 * g))
     m = outline.mean(0)
-    _fill(img, m + 0.8 * (outline - m) + light * 0.03 * s, shade(S["skin"], (0.95 if toward > 0 else 0.84) * g))
+    _fill(
+        img, m + 0.8 * (outline - m) + light * 0.03 * s, shade(S["skin"], (0.95 if toward > 0 else 0.84) * g)
+    )
     if S["full"]:
         _fill(
             img,
-            _hull(*[_ring(0.35 * p[11] + 0.65 * p[j], 0.7 * r) for j in (5, 6)], *[_ring(p[j], q) for j in (11, 12)]),
+            _hull(
+                *[_ring(0.35 * p[11] + 0.65 * p[j], 0.7 * r) for j in (5, 6)],
+                *[_ring(p[j], q) for j in (11, 12)],
+            ),
             shade(S["suit"], g),
         )
     else:
-        _fill(img, _hull(*[_ring(p[j], q) for j in (11, 12)], _ring(waist * 0.3 + (p[11] + p[12]) * 0.35, q)), shade(S["suit"], g))
+        _fill(
+            img,
+            _hull(*[_ring(p[j], q) for j in (11, 12)], _ring(waist * 0.3 + (p[11] + p[12]) * 0.35, q)),
+            shade(S["suit"], g),
+        )
     mid = (p[5] + p[6]) / 2
     if toward < -0.25:
         cv2.line(
@@ -351,6 +485,7 @@ def _torso(img, p, s, S, toward, light, g, shade):
                 shade(S["suit"] if S["full"] else S["skin"], 1.12 * g),
             )
     return outline
+
 
 def _head(img, p, z, s, S, g, shade):
     "Cap or hair behind, face in front: the face is drawn only where the camera sees it"
@@ -371,7 +506,10 @@ def _head(img, p, z, s, S, g, shade):
 
 # %% ../../nbs/data/04_simdive.ipynb #83f4fe1e
 def _slab(lo, hi):
-    return np.array([[x, y, z] for x in (lo[0], hi[0]) for y in (lo[1], hi[1]) for z in (lo[2], hi[2])], float)
+    return np.array(
+        [[x, y, z] for x in (lo[0], hi[0]) for y in (lo[1], hi[1]) for z in (lo[2], hi[2])], float
+    )
+
 
 def _board(img, dive, f, size):
     "Springboard or platform with its column; it ends at x = 0 and stands behind it"
@@ -388,6 +526,7 @@ def _board(img, dive, f, size):
         draw((-4.6, 0.82, -w), (-1.6, 0.88, -w + 0.04), 0.6)
         draw((-1.65, 0, -w), (-1.6, 0.88, -w + 0.04), 0.6)
 
+
 def _water(img, dive, f, size):
     "The surface hides what is below it; a splash grows where the diver enters"
     S = dive.scene
@@ -398,30 +537,45 @@ def _water(img, dive, f, size):
         pool = S["pool"] * S["gain"] * np.linspace(1.15, 0.85, max(len(band), 1))[:, None, None]
         img[max(y, 0) :] = np.clip(0.22 * band + 0.78 * pool, 0, 255).astype(np.uint8)
         for k in range(3):
-            cv2.line(img, (0, y + 4 + 9 * k), (size, y + 4 + 9 * k), np.clip(pool[0, 0] * 1.15, 0, 255).tolist(), 1)
+            cv2.line(
+                img, (0, y + 4 + 9 * k), (size, y + 4 + 9 * k), np.clip(pool[0, 0] * 1.15, 0, 255).tolist(), 1
+            )
     n = f - dive.stages[1] + 1
     if n > 0:
         q = np.random.default_rng([dive.seed, f])
         x = project(dive, np.array([dive.joints[f, :, 0].mean(), dive.water, 0.0]), f, size)[0]
         s = size / dive.camera["height"][f]
-        for dx, dy, r in zip(q.normal(0, 0.12 + 0.02 * n, 40), np.abs(q.normal(0, 0.07 * min(n, 7), 40)), q.uniform(0.01, 0.04, 40)):
+        for dx, dy, r in zip(
+            q.normal(0, 0.12 + 0.02 * n, 40),
+            np.abs(q.normal(0, 0.07 * min(n, 7), 40)),
+            q.uniform(0.01, 0.04, 40),
+        ):
             _fill(img, _ring(x + s * np.array([dx, -dy]), r * s, 7), (238, 246, 250))
 
 # %% ../../nbs/data/04_simdive.ipynb #4f4572d0
 def render(
-    dive:Dive,
-    frames=None,    # frame numbers; all of them if None
-    size:int=128    # pixels, square
-) -> tuple:         # images uint8 (n, size, size, 3) RGB; keypoints float32 (n, 17, 2) pixels; hidden bool (n, 17)
+    dive: Dive,
+    frames=None,  # frame numbers; all of them if None
+    size: int = 128,  # pixels, square
+) -> tuple:  # images uint8 (n, size, size, 3) RGB; keypoints float32 (n, 17, 2) pixels; hidden bool (n, 17)
     "Draw frames of a dive at twice the size and halve them; `hidden` = another body part or the water covers the joint"
-    frames = np.arange(len(dive)) if frames is None else np.asarray(frames); n, big = len(frames), 2*size
-    images, keypoints, hidden = np.empty((n, size, size, 3), np.uint8), np.empty((n, 17, 2), np.float32), np.empty((n, 17), bool)
+    frames = np.arange(len(dive)) if frames is None else np.asarray(frames)
+    n, big = len(frames), 2 * size
+    images, keypoints, hidden = (
+        np.empty((n, size, size, 3), np.uint8),
+        np.empty((n, 17, 2), np.float32),
+        np.empty((n, 17), bool),
+    )
     for i, f in enumerate(frames):
         img, ids = _background(dive, f, big), np.zeros((size, size), np.uint8)
-        _board(img, dive, f, big); _body(img, ids, dive, f, big); _water(img, dive, f, big)
-        if dive.scene["blur"]: img = cv2.blur(img, (3, 3))
+        _board(img, dive, f, big)
+        _body(img, ids, dive, f, big)
+        _water(img, dive, f, big)
+        if dive.scene["blur"]:
+            img = cv2.blur(img, (3, 3))
         images[i] = cv2.resize(img, (size, size), interpolation=cv2.INTER_AREA)
-        p, _ = project(dive, dive.joints[f, :17], f, size); keypoints[i] = p
+        p, _ = project(dive, dive.joints[f, :17], f, size)
+        keypoints[i] = p
         hidden[i] = _covered(ids, p) | (dive.joints[f, :17, 1] < dive.water)
     return images, keypoints, hidden
 
@@ -433,10 +587,12 @@ OWN[[5, 6, 11, 12], 11] = True
 OWN[:5, 12] = True
 OWN[:, 0] = True
 
+
 def _covered(ids, p):
     "Which joints (17, 2) lie under a part that is not their own"
     x, y = np.clip(np.floor(p).astype(int), 0, ids.shape[0] - 1).T
     return ~OWN[np.arange(17), ids[y, x]]
+
 
 def _background(dive, f, size):
     "The part of the surroundings behind the diver; they are far away and move less than the board"
@@ -445,7 +601,9 @@ def _background(dive, f, size):
     x = ((c["centre"][f, 0] + c["shift"][f, 0]) * 0.4 * np.cos(c["yaw"]) + 8) * PX
     y = (6 - c["centre"][f, 1] - c["shift"][f, 1]) * PX
     M = np.array([[k, 0, x - k * size / 2], [0, k, y - k * size / 2]], np.float32)
-    img = cv2.warpAffine(back, M, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    img = cv2.warpAffine(
+        back, M, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
     return cv2.convertScaleAbs(img, alpha=dive.scene["gain"])
 
 # %% ../../nbs/data/04_simdive.ipynb #61c46a27
@@ -459,6 +617,7 @@ FACTS = dict(  # what a single frame shows; value 0 is always "cannot be told"
     toward=("", "to the left", "to the right"),
 )
 SIZE_OF_FACTS = [len(v) for v in FACTS.values()]
+
 
 def frame_facts(
     dive: Dive,
@@ -478,16 +637,24 @@ def frame_facts(
     tip = -dive.camera["centre"][F]
     x = np.stack([img_x(tip - [d, 0, 0]) for d in (0, 0.5, 1)], 1)
     off = dive.camera["shift"][F]
-    seen = (np.abs(x - off[:, :1]) < half[:, None] * 0.9) & (np.abs(tip[:, 1] - off[:, 1]) < half * 0.95)[:, None]
-    offset = np.where(seen, x - img_x(dive.joints[F, :17].mean(1) - dive.camera["centre"][F])[:, None], 0).sum(1) / np.maximum(
-        seen.sum(1), 1
-    )
+    seen = (np.abs(x - off[:, :1]) < half[:, None] * 0.9) & (np.abs(tip[:, 1] - off[:, 1]) < half * 0.95)[
+        :, None
+    ]
+    offset = np.where(
+        seen, x - img_x(dive.joints[F, :17].mean(1) - dive.camera["centre"][F])[:, None], 0
+    ).sum(1) / np.maximum(seen.sum(1), 1)
     vis = seen.sum(1) > 1
     out[:, 3] = np.where(vis, np.where(offset < 0, 1, 2), np.where(seen.any(1), 0, 3))
-    out[:, 2] = np.where(up[:, 1] > 0.6, 1, np.where(up[:, 1] < -0.6, 2, np.where(np.abs(up[:, 1]) < 0.4, 3, 0)))
-    out[:, 4] = np.where(vis & (np.abs(front[:, 0]) > 0.6) & (out[:, 2] == 1), np.where(front[:, 0] < 0, 1, 2), 0)
+    out[:, 2] = np.where(
+        up[:, 1] > 0.6, 1, np.where(up[:, 1] < -0.6, 2, np.where(np.abs(up[:, 1]) < 0.4, 3, 0))
+    )
+    out[:, 4] = np.where(
+        vis & (np.abs(front[:, 0]) > 0.6) & (out[:, 2] == 1), np.where(front[:, 0] < 0, 1, 2), 0
+    )
     d, r = depth(front), depth(right)
-    out[:, 5] = np.where(d > 0.75, 1, np.where(d < -0.75, 2, np.where(r < -0.75, 3, np.where(r > 0.75, 4, 0))))
+    out[:, 5] = np.where(
+        d > 0.75, 1, np.where(d < -0.75, 2, np.where(r < -0.75, 3, np.where(r > 0.75, 4, 0)))
+    )
     out[:, 6] = np.where(np.abs(img_x(front)) > 0.6, np.where(img_x(front) < 0, 1, 2), 0)
     return out
 
@@ -502,25 +669,41 @@ CAPTIONS = dict(
     toward=("the chest points {} of the picture", "looking {}"),
 )
 
+
 def caption(
     facts,  # (7,) values, as FACTS; 0 is left out
     rng=None,  # numpy generator for wording and order; None: the first wording in FACTS' order
 ) -> str:
     "A sentence that says the given facts"
-    parts = [(CAPTIONS[k][0 if rng is None else rng.integers(2)]).format(FACTS[k][v]) for k, v in zip(FACTS, facts) if v]
+    parts = [
+        (CAPTIONS[k][0 if rng is None else rng.integers(2)]).format(FACTS[k][v])
+        for k, v in zip(FACTS, facts)
+        if v
+    ]
     if rng is not None:
         parts = [parts[i] for i in rng.permutation(len(parts))]
     return "a photo of a diver: " + ", ".join(parts) if parts else "a photo of a diver"
 
 # %% ../../nbs/data/04_simdive.ipynb #f11b1711
-ORDER = (19, 31, 25, 34, 7, 43, 30, 22) + (23, 33, 8, 44, 29, 36, 15, 46)  # pairs that only the picture separates first; then the rest
+ORDER = (19, 31, 25, 34, 7, 43, 30, 22) + (
+    23,
+    33,
+    8,
+    44,
+    29,
+    36,
+    15,
+    46,
+)  # pairs that only the picture separates first; then the rest
 ORDER += tuple(i for i in range(48) if i not in ORDER)
 
+
 def choose_classes(
-    n:int # 2 to 48; 8 is the demo's preset: three pairs and two single classes
-) -> list: # labels, in Diving48's order
+    n: int,  # 2 to 48; 8 is the demo's preset: three pairs and two single classes
+) -> list:  # labels, in Diving48's order
     "The first `n` classes of ORDER, in the order of Diving48's vocabulary"
-    if not 2 <= n <= 48: raise ValueError(f"--classes {n}: expected 2 to 48")
+    if not 2 <= n <= 48:
+        raise ValueError(f"--classes {n}: expected 2 to 48")
     return [DIVING48[i] for i in sorted(ORDER[:n])]
 
 # %% ../../nbs/data/04_simdive.ipynb #9e541a87
@@ -540,7 +723,10 @@ def detector_noise(
     out = keypoints + rng.normal(0, 1, keypoints.shape) * sigma
     swap = rng.random(F) < 0.04 * amount
     left = np.arange(1, 17, 2)
-    out[np.ix_(swap, left)], out[np.ix_(swap, left + 1)] = out[np.ix_(swap, left + 1)], out[np.ix_(swap, left)]
+    out[np.ix_(swap, left)], out[np.ix_(swap, left + 1)] = (
+        out[np.ix_(swap, left + 1)],
+        out[np.ix_(swap, left)],
+    )
     wrong = rng.random(F) < 0.02 * amount
     out[wrong] = out[wrong] * 0.4 + rng.uniform(0, 0.6 * size, (wrong.sum(), 1, 2))
     scores = np.clip(scores * rng.beta(9, 1.5, scores.shape), 0, 1).astype(np.float32)
@@ -551,26 +737,39 @@ def detector_noise(
 
 # %% ../../nbs/data/04_simdive.ipynb #9ae7d4a3
 VERSION = "SimDive-1"
-def clip_seed(seed:int, split:str, index:int) -> int:
+
+
+def clip_seed(seed: int, split: str, index: int) -> int:
     "A number of its own for every clip, the same on every machine"
     return int.from_bytes(hashlib.sha256(f"{VERSION}/{seed}/{split}/{index}".encode()).digest()[:4], "little")
 
+
 def write_clip(
-    out,        # data set folder
-    name:str,   # clip name
-    label:tuple,
-    seed:int,   # of this clip
-    size:int=128,
-    noise:float=0
-) -> int: # frames
+    out,  # data set folder
+    name: str,  # clip name
+    label: tuple,
+    seed: int,  # of this clip
+    size: int = 128,
+    noise: float = 0,
+) -> int:  # frames
     "Draw one clip and write rgb/, pose/ and truth/; a clip that is complete is left alone. The truth comes last: where it is, the rest is"
-    out = Path(out); truth = out/"truth"/f"{name}.npz"; dive = make_dive(label, seed)
-    if truth.exists(): return len(dive)
+    out = Path(out)
+    truth = out / "truth" / f"{name}.npz"
+    dive = make_dive(label, seed)
+    if truth.exists():
+        return len(dive)
     images, keypoints, hidden = render(dive, size=size)
     noisy, scores = detector_noise(keypoints, hidden, noise, np.random.default_rng([seed, 3]), size)
-    write_video(out/"rgb"/f"{name}.mp4", images, fps=FPS)
-    save_pose(out/"pose"/f"{name}.npz", Pose(noisy, scores, (size, size)))
-    save_arrays(truth, keypoints=keypoints, hidden=hidden, phrases=dive.phrases, facts=frame_facts(dive), stages=np.array(dive.stages))
+    write_video(out / "rgb" / f"{name}.mp4", images, fps=FPS)
+    save_pose(out / "pose" / f"{name}.npz", Pose(noisy, scores, (size, size)))
+    save_arrays(
+        truth,
+        keypoints=keypoints,
+        hidden=hidden,
+        phrases=dive.phrases,
+        facts=frame_facts(dive),
+        stages=np.array(dive.stages),
+    )
     return len(dive)
 
 # %% ../../nbs/data/04_simdive.ipynb #c72fa29f
@@ -585,6 +784,7 @@ def save_arrays(path, **arrays):
     finally:
         tmp.unlink(missing_ok=True)
 
+
 def load_truth(path) -> dict:
     "What the simulation knows about a clip: keypoints, hidden, phrases (F, 4), facts (F, 7), stages"
     try:
@@ -593,6 +793,7 @@ def load_truth(path) -> dict:
     except (OSError, KeyError, ValueError) as e:
         raise ValueError(f"{path}: not a SimDive truth file ({e})") from None
 
+
 def _read_meta(path, meta):
     "What the folder was made with; `meta` if it is new"
     if not path.exists():
@@ -600,7 +801,9 @@ def _read_meta(path, meta):
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise ValueError(f"{path}: cannot be read, expected what a simulation wrote; remove the folder or choose another one") from None
+        raise ValueError(
+            f"{path}: cannot be read, expected what a simulation wrote; remove the folder or choose another one"
+        ) from None
 
 
 def _save_json(path, value):
@@ -612,6 +815,7 @@ def _save_json(path, value):
 def _job(args):
     return write_clip(*args)
 
+
 def _run(jobs, workers, progress):
     "Frames of every job, in order, with `workers` processes"
     from tqdm import tqdm
@@ -619,7 +823,12 @@ def _run(jobs, workers, progress):
     import multiprocessing as mp, sys
 
     bar = lambda it: tqdm(
-        it, total=len(jobs), desc="SimDive", unit="clip", disable=not progress, mininterval=1 if sys.stderr.isatty() else 20
+        it,
+        total=len(jobs),
+        desc="SimDive",
+        unit="clip",
+        disable=not progress,
+        mininterval=1 if sys.stderr.isatty() else 20,
     )
     if workers <= 1:
         return [_job(j) for j in bar(jobs)]
@@ -655,9 +864,19 @@ def generate(
         (out / d).mkdir(parents=True, exist_ok=True)
     _save_json(out / "meta.json", meta)
     _save_json(out / "SimDive_vocab.json", [list(l) for l in labels])
-    records = {s: [(f"simdive_{s}_{i:05d}", i % classes) for i in range(n * classes)] for s, n in (("train", train), ("test", test))}
-    jobs = [(str(out), name, labels[y], clip_seed(seed, s, i), size, noise) for s, r in records.items() for i, (name, y) in enumerate(r)]
+    records = {
+        s: [(f"simdive_{s}_{i:05d}", i % classes) for i in range(n * classes)]
+        for s, n in (("train", train), ("test", test))
+    }
+    jobs = [
+        (str(out), name, labels[y], clip_seed(seed, s, i), size, noise)
+        for s, r in records.items()
+        for i, (name, y) in enumerate(r)
+    ]
     frames = iter(_run(jobs, workers or os.cpu_count() or 1, progress))
     for s, r in records.items():
-        _save_json(out / f"SimDive_V1_{s}.json", [dict(vid_name=v, label=y, start_frame=0, end_frame=next(frames)) for v, y in r])
+        _save_json(
+            out / f"SimDive_V1_{s}.json",
+            [dict(vid_name=v, label=y, start_frame=0, end_frame=next(frames)) for v, y in r],
+        )
     return out

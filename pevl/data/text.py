@@ -23,66 +23,98 @@ _OCCUR = dict(  # takeoff -> what occurs with it, in the order of Diving48's voc
         25som+NoTwis+PIKE 25som+NoTwis+TUCK 35som+NoTwis+PIKE 35som+NoTwis+TUCK 45som+NoTwis+TUCK Dive+NoTwis+PIKE Dive+NoTwis+STR""",
     Inward="15som+NoTwis+PIKE 15som+NoTwis+TUCK 25som+NoTwis+PIKE 25som+NoTwis+TUCK 35som+NoTwis+TUCK Dive+NoTwis+PIKE",
     Reverse="""15som+05Twis+FREE 15som+15Twis+FREE 15som+25Twis+FREE 15som+35Twis+FREE 15som+NoTwis+PIKE 25som+15Twis+PIKE 25som+NoTwis+PIKE
-        25som+NoTwis+TUCK 35som+NoTwis+TUCK Dive+NoTwis+PIKE Dive+NoTwis+TUCK""")
-DIVING48 = tuple((takeoff, *rest.split("+")) for takeoff, rests in _OCCUR.items() for rest in rests.split())  # index = label
+        25som+NoTwis+TUCK 35som+NoTwis+TUCK Dive+NoTwis+PIKE Dive+NoTwis+TUCK""",
+)
+DIVING48 = tuple(
+    (takeoff, *rest.split("+")) for takeoff, rests in _OCCUR.items() for rest in rests.split()
+)  # index = label
 
 # %% ../../nbs/data/03_text.ipynb #0733caeb
 class DiveLabel(NamedTuple):
     "A Diving48 label as numbers"
-    takeoff: str       # Back, Forward, Inward or Reverse
-    somersaults: float # whole turns: .5, 1, 1.5, ...
-    twists: float      # whole turns: 0, .5, 1, ...
-    position: str      # STR, PIKE, TUCK or FREE
 
-TAKEOFFS = dict(Back="a back dive", Forward="a forward dive", Inward="an inward dive", Reverse="a reverse dive")
-POSITIONS = dict(STR="in the straight position", PIKE="in the pike position", TUCK="in the tuck position", FREE="in the free position")
+    takeoff: str  # Back, Forward, Inward or Reverse
+    somersaults: float  # whole turns: .5, 1, 1.5, ...
+    twists: float  # whole turns: 0, .5, 1, ...
+    position: str  # STR, PIKE, TUCK or FREE
+
+
+TAKEOFFS = dict(
+    Back="a back dive", Forward="a forward dive", Inward="an inward dive", Reverse="a reverse dive"
+)
+POSITIONS = dict(
+    STR="in the straight position",
+    PIKE="in the pike position",
+    TUCK="in the tuck position",
+    FREE="in the free position",
+)
 
 # %% ../../nbs/data/03_text.ipynb #1970e7e5
 _FIELDS = ("takeoff", "somersaults", "twists", "position")
-_EXPECTED = (" or ".join(TAKEOFFS), "Dive or a number such as 1som, 15som (= 1.5)", "NoTwis or a number such as 1Twis, 05Twis (= 0.5)",
-             " or ".join(POSITIONS))
+_EXPECTED = (
+    " or ".join(TAKEOFFS),
+    "Dive or a number such as 1som, 15som (= 1.5)",
+    "NoTwis or a number such as 1Twis, 05Twis (= 0.5)",
+    " or ".join(POSITIONS),
+)
+
 
 def _turns(token, unit, word, value):
     "Turns that a token such as 15som stands for, None if it is unknown"
-    if token == word: return value
+    if token == word:
+        return value
     m = re.fullmatch(rf"(\d)(5?){unit}", token)
-    turns = int(m[1]) + .5*bool(m[2]) if m else 0
+    turns = int(m[1]) + 0.5 * bool(m[2]) if m else 0
     return turns or None
 
+
 def parse_label(
-    label # four tokens, such as ("Back", "15som", "05Twis", "FREE")
+    label,  # four tokens, such as ("Back", "15som", "05Twis", "FREE")
 ) -> DiveLabel:
     "Read a Diving48 label; ValueError names the token and what was expected"
     if isinstance(label, str) or len(label) != 4 or not all(isinstance(t, str) for t in label):
         raise ValueError(f"dive label {label!r}: expected four strings ({', '.join(_FIELDS)})")
-    values = (label[0] if label[0] in TAKEOFFS else None, _turns(label[1], "som", "Dive", .5), _turns(label[2], "Twis", "NoTwis", 0.),
-              label[3] if label[3] in POSITIONS else None)
+    values = (
+        label[0] if label[0] in TAKEOFFS else None,
+        _turns(label[1], "som", "Dive", 0.5),
+        _turns(label[2], "Twis", "NoTwis", 0.0),
+        label[3] if label[3] in POSITIONS else None,
+    )
     for field, token, value, expected in zip(_FIELDS, label, values, _EXPECTED):
-        if value is None: raise ValueError(f"dive label {list(label)}: unknown {field} {token!r}, expected {expected}")
+        if value is None:
+            raise ValueError(f"dive label {list(label)}: unknown {field} {token!r}, expected {expected}")
     return DiveLabel(values[0], float(values[1]), float(values[2]), values[3])
 
 # %% ../../nbs/data/03_text.ipynb #f8fd448b
 _WORDS = "no one two three four five six seven eight nine".split()
 
+
 def amount(
-    turns: float, # a multiple of one half, below 10
-    noun: str     # 'somersault' or 'twist'
+    turns: float,  # a multiple of one half, below 10
+    noun: str,  # 'somersault' or 'twist'
 ) -> str:
     "A number of turns in words: 0 'no twist', 0.5 'half a twist', 1.5 'one and a half twists'"
-    whole, half = int(turns), turns % 1 == .5
-    if not whole and half: return f"half a {noun}"
-    return _WORDS[whole] + " and a half"*half + f" {noun}" + "s"*(turns > 1)
+    whole, half = int(turns), turns % 1 == 0.5
+    if not whole and half:
+        return f"half a {noun}"
+    return _WORDS[whole] + " and a half" * half + f" {noun}" + "s" * (turns > 1)
 
 # %% ../../nbs/data/03_text.ipynb #7344683e
 def dive_phrases(
-    label # four tokens, as in DIVING48
-) -> list[str]: # takeoff, somersaults, twists, position
+    label,  # four tokens, as in DIVING48
+) -> list[str]:  # takeoff, somersaults, twists, position
     "The four phrases of a dive; each occurs word for word in `dive_sentence`, in this order"
     d = parse_label(label)
-    return [TAKEOFFS[d.takeoff], amount(d.somersaults, "somersault"), amount(d.twists, "twist"), POSITIONS[d.position]]
+    return [
+        TAKEOFFS[d.takeoff],
+        amount(d.somersaults, "somersault"),
+        amount(d.twists, "twist"),
+        POSITIONS[d.position],
+    ]
+
 
 def dive_sentence(
-    label # four tokens, as in DIVING48
+    label,  # four tokens, as in DIVING48
 ) -> str:
     "One English sentence for a dive, made of its four phrases"
     takeoff, somersaults, twists, position = dive_phrases(label)
@@ -90,36 +122,44 @@ def dive_sentence(
 
 # %% ../../nbs/data/03_text.ipynb #2596dcfc
 TEMPLATES = dict(
-    paper="{label}, a video of {kind} action", # section 3.1
+    paper="{label}, a video of {kind} action",  # section 3.1
     plain="{label}",
     clip="a video of {label}",
-    doing="a video of a person doing {label}")
+    doing="a video of a person doing {label}",
+)
+
 
 def prompt(
-    label_text: str,        # such as `dive_sentence` makes
-    kind: str="gymnastic",  # fills {kind}
-    template: str="paper"   # a name in TEMPLATES, or a template with {label}
+    label_text: str,  # such as `dive_sentence` makes
+    kind: str = "gymnastic",  # fills {kind}
+    template: str = "paper",  # a name in TEMPLATES, or a template with {label}
 ) -> str:
     "The text that goes to the text encoder"
     template = TEMPLATES.get(template, template)
     if "{label}" not in template:
-        raise ValueError(f"prompt template {template!r}: expected {{label}} in it, or one of {', '.join(TEMPLATES)}")
+        raise ValueError(
+            f"prompt template {template!r}: expected {{label}} in it, or one of {', '.join(TEMPLATES)}"
+        )
     return template.replace("{label}", label_text).replace("{kind}", kind)
 
 # %% ../../nbs/data/03_text.ipynb #6740c6b8
 def spell(
-    word: str,   # in CLIP's byte alphabet, without spaces
-    ranks: dict  # merge (left, right) -> rank, smaller first
-) -> tuple[list[str], list[tuple]]: # pieces, merges used
+    word: str,  # in CLIP's byte alphabet, without spaces
+    ranks: dict,  # merge (left, right) -> rank, smaller first
+) -> tuple[list[str], list[tuple]]:  # pieces, merges used
     "Byte pair encoding of one word"
     pieces, used = [*word[:-1], word[-1] + "</w>"], []
     while len(pieces) > 1:
         best = min(zip(pieces, pieces[1:]), key=lambda p: ranks.get(p, float("inf")))
-        if best not in ranks: break
-        used.append(best); out = []
+        if best not in ranks:
+            break
+        used.append(best)
+        out = []
         for p in pieces:
-            if out and (out[-1], p) == best: out[-1] += p
-            else: out.append(p)
+            if out and (out[-1], p) == best:
+                out[-1] += p
+            else:
+                out.append(p)
         pieces = out
     return pieces, used
 
@@ -127,32 +167,39 @@ def spell(
 def _open_clip(**kwargs):
     "open_clip's tokenizer class, imported late because it is slow to import"
     from open_clip.tokenizer import SimpleTokenizer
+
     return SimpleTokenizer(**kwargs)
+
 
 def split_words(
     text: str,
-    tok       # an open_clip SimpleTokenizer
-) -> list[str]: # words in CLIP's byte alphabet
+    tok,  # an open_clip SimpleTokenizer
+) -> list[str]:  # words in CLIP's byte alphabet
     "Clean a text and cut it into words, exactly as CLIP does before it merges bytes"
-    return ["".join(tok.byte_encoder[b] for b in w.encode("utf-8")) for w in tok.pat.findall(tok.clean_fn(text))]
+    return [
+        "".join(tok.byte_encoder[b] for b in w.encode("utf-8")) for w in tok.pat.findall(tok.clean_fn(text))
+    ]
 
 # %% ../../nbs/data/03_text.ipynb #17aabee7
 def reduce_merges(
-    words,          # texts or words that must be spelled as with the full list
-    first: int=1024 # merges that stay in any case
-) -> list[str]: # merges 'left right', best first
+    words,  # texts or words that must be spelled as with the full list
+    first: int = 1024,  # merges that stay in any case
+) -> list[str]:  # merges 'left right', best first
     "CLIP's byte pair merges, reduced to the first ones and those that `words` need"
     tok = _open_clip()
     keep = {m for m, rank in tok.bpe_ranks.items() if rank < first}
-    for word in {w for text in words for w in split_words(text, tok)}: keep.update(spell(word, tok.bpe_ranks)[1])
+    for word in {w for text in words for w in split_words(text, tok)}:
+        keep.update(spell(word, tok.bpe_ranks)[1])
     return [" ".join(m) for m in sorted(keep, key=tok.bpe_ranks.get)]
 
+
 def write_merges(
-    path,             # ends in .gz
-    merges: list[str] # as `reduce_merges` returns them
+    path,  # ends in .gz
+    merges: list[str],  # as `reduce_merges` returns them
 ):
     "Write merges in the format of open_clip's `bpe_path`: one header line, no newline at the end; the same merges give the same bytes"
-    with open(path, "wb") as f, gzip.GzipFile("", "wb", 9, f, mtime=0) as z: z.write("\n".join(['#version: 0.2', *merges]).encode("utf-8"))
+    with open(path, "wb") as f, gzip.GzipFile("", "wb", 9, f, mtime=0) as z:
+        z.write("\n".join(["#version: 0.2", *merges]).encode("utf-8"))
 
 # %% ../../nbs/data/03_text.ipynb #1f270ac6
 CAPTION_WORDS = """a photo of the diver in straight pike tuck free layout position body is upright upside down lying horizontal
@@ -166,6 +213,7 @@ points pointing pointed towards to at by between near far behind up end edge tip
 early begins simulated drawn small large close man woman red blue green black white dark light suit skin hall shows it this that an
 are has both which cannot be told jump handstand swimming"""
 
+
 def nano_words() -> list[str]:
     "The texts that the reduced vocabulary must spell exactly as CLIP does"
     prompts = [prompt("a dive", kind, t) for kind in ("gymnastic", "diving") for t in TEMPLATES]
@@ -178,56 +226,74 @@ def nano_bpe() -> Path:
 
 # %% ../../nbs/data/03_text.ipynb #e9c5e80a
 def word_mask(
-    tokens: torch.Tensor, # (C, 77) ids
-    end: int              # id of the end mark
-) -> torch.Tensor: # (C, 77) bool
+    tokens: torch.Tensor,  # (C, 77) ids
+    end: int,  # id of the end mark
+) -> torch.Tensor:  # (C, 77) bool
     "True at the tokens and the end mark; False at the start mark and the padding"
     is_end = (tokens == end).long()
-    before = is_end.cumsum(-1) == is_end                                     # up to the first end mark
-    return before & is_end.flip(-1).cumsum(-1).flip(-1).bool() & (torch.arange(tokens.shape[-1], device=tokens.device) > 0)
+    before = is_end.cumsum(-1) == is_end  # up to the first end mark
+    return (
+        before
+        & is_end.flip(-1).cumsum(-1).flip(-1).bool()
+        & (torch.arange(tokens.shape[-1], device=tokens.device) > 0)
+    )
 
 # %% ../../nbs/data/03_text.ipynb #a97682f4
 def text_pieces(
     text: str,
-    tok        # an open_clip SimpleTokenizer
-) -> list[tuple[int, str]]: # (number of the word, piece) per token, without the marks
+    tok,  # an open_clip SimpleTokenizer
+) -> list[tuple[int, str]]:  # (number of the word, piece) per token, without the marks
     "The tokens of a text as strings, each with the word that it is a part of"
-    show = lambda p: bytes(tok.byte_decoder[c] for c in p.removesuffix("</w>")).decode("utf-8", errors="replace")
+    show = lambda p: bytes(tok.byte_decoder[c] for c in p.removesuffix("</w>")).decode(
+        "utf-8", errors="replace"
+    )
     return [(i, show(p)) for i, w in enumerate(split_words(text, tok)) for p in tok.bpe(w).split(" ")]
 
 # %% ../../nbs/data/03_text.ipynb #0c6b249e
 def phrase_words(
     text: str,
-    phrases: list[str], # runs of words that occur in the text, in order
-    tok                 # an open_clip SimpleTokenizer
-) -> list[int]: # number of the phrase per word of the text, -1 elsewhere
+    phrases: list[str],  # runs of words that occur in the text, in order
+    tok,  # an open_clip SimpleTokenizer
+) -> list[int]:  # number of the phrase per word of the text, -1 elsewhere
     "Which word belongs to which phrase"
-    words, start = split_words(text, tok), 0; out = [-1]*len(words)
+    words, start = split_words(text, tok), 0
+    out = [-1] * len(words)
     for k, phrase in enumerate(phrases):
-        run = split_words(phrase, tok); n = len(run)
-        at = next((i for i in range(start, len(words) - n + 1) if n and words[i:i+n] == run), None)
+        run = split_words(phrase, tok)
+        n = len(run)
+        at = next((i for i in range(start, len(words) - n + 1) if n and words[i : i + n] == run), None)
         if at is None:
-            raise ValueError(f"phrase {phrase!r}: expected to stand word for word in {text!r}" + ", after the phrases before it"*(k > 0))
-        out[at:at+n] = [k]*n; start = at + n
+            raise ValueError(
+                f"phrase {phrase!r}: expected to stand word for word in {text!r}"
+                + ", after the phrases before it" * (k > 0)
+            )
+        out[at : at + n] = [k] * n
+        start = at + n
     return out
 
 # %% ../../nbs/data/03_text.ipynb #7fcb1d27
 class Tokenizer:
     "Texts to token ids, and back to words, word masks and phrases; wraps an open_clip tokenizer"
+
     def __init__(self, base):
         self.base, self.vocab_size, self.context_length = base, base.vocab_size, base.context_length
         self.start, self.end = base.sot_token_id, base.eot_token_id
 
-    def __call__(self, texts: list[str], truncate: bool=False) -> torch.Tensor:
+    def __call__(self, texts: list[str], truncate: bool = False) -> torch.Tensor:
         "(C, 77) int64 ids: start, tokens, end, zeros. Texts that are too long are an error unless `truncate`"
         texts = [texts] if isinstance(texts, str) else list(texts)
-        for text in () if truncate else texts: self._check(text)
+        for text in () if truncate else texts:
+            self._check(text)
         return self.base(texts) if texts else torch.zeros(0, self.context_length, dtype=torch.long)
 
     def _check(self, text):
-        if not isinstance(text, str): raise ValueError(f"label text {text!r}: expected a string")
+        if not isinstance(text, str):
+            raise ValueError(f"label text {text!r}: expected a string")
         n = len(self.base.encode(text)) + 2
-        if n > self.context_length: raise ValueError(f"label text {text[:40]!r}…: has {n} tokens, expected at most {self.context_length}")
+        if n > self.context_length:
+            raise ValueError(
+                f"label text {text[:40]!r}…: has {n} tokens, expected at most {self.context_length}"
+            )
 
     def word_mask(self, tokens: torch.Tensor) -> torch.Tensor:
         "(C, 77) bool: tokens and end mark, without start mark and padding"
@@ -235,28 +301,38 @@ class Tokenizer:
 
     def words(self, text: str) -> list[str]:
         "What stands at each position, from the start mark to the end mark"
-        return ["<start>", *(p for _, p in text_pieces(text, self.base))][:self.context_length - 1] + ["<end>"]
+        return ["<start>", *(p for _, p in text_pieces(text, self.base))][: self.context_length - 1] + [
+            "<end>"
+        ]
 
     def phrase_index(self, text: str, phrases: list[str]) -> torch.Tensor:
         "(77,) int64: number of the phrase per position, -1 elsewhere"
         of_word, out = phrase_words(text, phrases, self.base), torch.full((self.context_length,), -1)
-        index = [of_word[i] for i, _ in text_pieces(text, self.base)][:self.context_length - 2]
-        out[1:len(index) + 1] = torch.tensor(index, dtype=torch.long); return out
+        index = [of_word[i] for i, _ in text_pieces(text, self.base)][: self.context_length - 2]
+        out[1 : len(index) + 1] = torch.tensor(index, dtype=torch.long)
+        return out
 
 # %% ../../nbs/data/03_text.ipynb #a2f32c20
 CLIP_NAMES = dict(vit_b16="ViT-B-16-quickgelu", vit_l14="ViT-L-14-quickgelu")  # short name -> open_clip's
 
+
 def tokenizer(
-    clip_name: str # 'nano', 'vit_b16', 'vit_l14', a model name such as 'pevl_nano', or a CLIP in open_clip that has CLIP's own tokenizer
+    clip_name: str,  # 'nano', 'vit_b16', 'vit_l14', a model name such as 'pevl_nano', or a CLIP in open_clip that has CLIP's own tokenizer
 ) -> Tokenizer:
     "The tokenizer that belongs to a CLIP"
     name = clip_name.removeprefix("pevl_")
-    if name == "nano": return Tokenizer(_open_clip(bpe_path=str(nano_bpe())))
+    if name == "nano":
+        return Tokenizer(_open_clip(bpe_path=str(nano_bpe())))
     import open_clip
-    name = CLIP_NAMES.get(name, name); known = open_clip.list_models()
+
+    name = CLIP_NAMES.get(name, name)
+    known = open_clip.list_models()
     if name not in known:
-        near = difflib.get_close_matches(clip_name, ["nano", *CLIP_NAMES, *known], n=3, cutoff=.4)
-        raise ValueError(f"unknown CLIP {clip_name!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+        near = difflib.get_close_matches(clip_name, ["nano", *CLIP_NAMES, *known], n=3, cutoff=0.4)
+        raise ValueError(
+            f"unknown CLIP {clip_name!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
+        )
     base = open_clip.get_tokenizer(name)
-    if not hasattr(base, "bpe_ranks"): raise ValueError(f"CLIP {clip_name!r}: uses {type(base).__name__}, expected CLIP's own tokenizer")
+    if not hasattr(base, "bpe_ranks"):
+        raise ValueError(f"CLIP {clip_name!r}: uses {type(base).__name__}, expected CLIP's own tokenizer")
     return Tokenizer(base)

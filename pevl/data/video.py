@@ -18,20 +18,26 @@ import torch
 # %% ../../nbs/data/01_video.ipynb #6ae79474
 class VideoError(ValueError):
     "A video that cannot be used; the text is always one line, `<path>: <reason>`"
-    def __init__(self,
-        path, # the file, or the whole message when `reason` is left out (as worker processes do when they pass an error on)
-        reason: str | None = None, # what is wrong with it
+
+    def __init__(
+        self,
+        path,  # the file, or the whole message when `reason` is left out (as worker processes do when they pass an error on)
+        reason: str | None = None,  # what is wrong with it
     ):
         super().__init__(str(path) if reason is None else f"{path}: {' '.join(str(reason).split())}")
 
 # %% ../../nbs/data/01_video.ipynb #8518d6a5
 def _as_frames(frames):
     "uint8 numpy (F, H, W, 3), whichever of the two layouts came in"
-    if isinstance(frames, torch.Tensor): frames = frames.detach().cpu().permute(0, 2, 3, 1).numpy() if frames.ndim == 4 else frames.numpy()
+    if isinstance(frames, torch.Tensor):
+        frames = frames.detach().cpu().permute(0, 2, 3, 1).numpy() if frames.ndim == 4 else frames.numpy()
     shape, dtype = np.shape(frames), getattr(frames, "dtype", None)
     if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
-        raise ValueError(f"frames {dtype} {shape}: expected uint8 (F, H, W, 3) numpy or (F, 3, H, W) tensor with F >= 1")
-    if shape[1] % 2 or shape[2] % 2: raise ValueError(f"frames {shape[1]}x{shape[2]}: h264 in yuv420p needs even height and width")
+        raise ValueError(
+            f"frames {dtype} {shape}: expected uint8 (F, H, W, 3) numpy or (F, 3, H, W) tensor with F >= 1"
+        )
+    if shape[1] % 2 or shape[2] % 2:
+        raise ValueError(f"frames {shape[1]}x{shape[2]}: h264 in yuv420p needs even height and width")
     return np.ascontiguousarray(frames)
 
 # %% ../../nbs/data/01_video.ipynb #959071d4
@@ -42,42 +48,52 @@ def _encode(file, frames, fps, crf, gop):
         options = {"crf": str(crf), "g": str(gop), "threads": "1", "preset": "veryfast", "flags": "+bitexact"}
         stream = box.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames: box.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for frame in frames:
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         box.mux(stream.encode(None))
 
 # %% ../../nbs/data/01_video.ipynb #d4ea7601
 def write_video(
-    path, # file to write: .mp4, .mov or .mkv
-    frames, # uint8 (F, H, W, 3) numpy or (F, 3, H, W) tensor, RGB, H and W even
-    fps: float = 30, # frames per second
-    crf: int = 23, # h264 quality, 0 (lossless) to 51
-    gop: int = 12, # frames from one key frame to the next
+    path,  # file to write: .mp4, .mov or .mkv
+    frames,  # uint8 (F, H, W, 3) numpy or (F, 3, H, W) tensor, RGB, H and W even
+    fps: float = 30,  # frames per second
+    crf: int = 23,  # h264 quality, 0 (lossless) to 51
+    gop: int = 12,  # frames from one key frame to the next
 ):
     "Write h264: the same bytes for the same frames, and either the whole file or none (a temporary file is renamed at the end)"
     path, frames = Path(path), _as_frames(frames)
-    if path.suffix not in (".mp4", ".mov", ".mkv"): raise ValueError(f"{path}: expected a name that ends in .mp4, .mov or .mkv")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"{path}: its folder does not exist")
+    if path.suffix not in (".mp4", ".mov", ".mkv"):
+        raise ValueError(f"{path}: expected a name that ends in .mp4, .mov or .mkv")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         _encode(part, frames, fps, crf, gop)
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/data/01_video.ipynb #b91eaa9b
 def check_file(path):
     "Raise `VideoError` unless `path` is a readable file that is not empty"
     path = Path(path)
-    if path.is_dir(): raise VideoError(path, "is a directory, expected a video file")
-    if not path.exists(): raise VideoError(path, "no such file")
-    if not os.access(path, os.R_OK): raise VideoError(path, "permission denied")
-    if not path.stat().st_size: raise VideoError(path, "the file is empty (0 bytes)")
+    if path.is_dir():
+        raise VideoError(path, "is a directory, expected a video file")
+    if not path.exists():
+        raise VideoError(path, "no such file")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "permission denied")
+    if not path.stat().st_size:
+        raise VideoError(path, "the file is empty (0 bytes)")
 
 # %% ../../nbs/data/01_video.ipynb #715f0aba
 def _video_stream(path, box):
     "The first stream that is a film, not a cover picture"
     stream = next((s for s in box.streams.video if "attached_pic" not in str(s.disposition)), None)
-    if stream is None: raise VideoError(path, "no video stream (sound only, or nothing was ever written)")
-    if getattr(stream, "codec_context", None) is None: raise VideoError(path, "the video is in an unknown format")
+    if stream is None:
+        raise VideoError(path, "no video stream (sound only, or nothing was ever written)")
+    if getattr(stream, "codec_context", None) is None:
+        raise VideoError(path, "the video is in an unknown format")
     stream.codec_context.thread_count = 1
     return stream
 
@@ -85,47 +101,64 @@ def _video_stream(path, box):
 def _missing(box, stream, packets):
     "What the header promises beyond the `packets` (pts, duration, hidden) that are there, in words; '' if nothing is missing"
     promised = len(stream.index_entries) if "mp4" in box.format.name else stream.frames
-    if len(packets) < promised: return f"{len(packets)} of {promised} frames are in the file"
-    text = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), "")  # Matroska: 00:00:02.000000000
+    if len(packets) < promised:
+        return f"{len(packets)} of {promised} frames are in the file"
+    text = next(
+        (v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), ""
+    )  # Matroska: 00:00:02.000000000
     try:
         hours, minutes, seconds = map(float, text.split(":"))
         end = max(pts + (duration or 0) for pts, duration, _ in packets) * float(stream.time_base)
-    except (ValueError, TypeError): return ""                             # no such promise, or no time stamps
-    promised, half_frame = 3600 * hours + 60 * minutes + seconds, .5 / float(stream.average_rate or 30)
+    except (ValueError, TypeError):
+        return ""  # no such promise, or no time stamps
+    promised, half_frame = 3600 * hours + 60 * minutes + seconds, 0.5 / float(stream.average_rate or 30)
     return f"{end:.2f} of {promised:.2f} seconds are in the file" if end < promised - half_frame else ""
 
 # %% ../../nbs/data/01_video.ipynb #4e77c07f
 _BOXES = b"ftyp styp pdin moov moof mdat free skip wide sidx mfra uuid meta udta emsg prft".split()
 
+
 def _boxes_end(f):
     "Where the last box of an mp4 ends by its own header"
     at = 0
     while True:
-        f.seek(at); head = f.read(16); size = int.from_bytes(head[:4], "big")
-        if 0 < len(head) < 8: return at + 8 if any(head) else at          # cut inside a header
-        if head[4:8] not in _BOXES: return at
-        if size == 1: size = int.from_bytes(head[8:], "big")              # a large box
-        if size < 8: return at                                            # 0: as long as the file
+        f.seek(at)
+        head = f.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if 0 < len(head) < 8:
+            return at + 8 if any(head) else at  # cut inside a header
+        if head[4:8] not in _BOXES:
+            return at
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")  # a large box
+        if size < 8:
+            return at  # 0: as long as the file
         at += size
 
 # %% ../../nbs/data/01_video.ipynb #b62a1845
 def _vint(data):
     "A number as Matroska writes it: its length in bytes, its value (None: unknown)"
-    n = 9 - data[0].bit_length(); value = int.from_bytes(data[:n], "big") & (1 << 7*n) - 1
-    return n, None if value == (1 << 7*n) - 1 else value
+    n = 9 - data[0].bit_length()
+    value = int.from_bytes(data[:n], "big") & (1 << 7 * n) - 1
+    return n, None if value == (1 << 7 * n) - 1 else value
+
 
 def _segment_end(f):
     "Where the segment of an mkv or webm ends by its own header; 0 if it does not say"
-    f.seek(0); n, size = _vint(f.read(12)[4:])
-    f.seek(4 + n + (size or 0)); head = f.read(12)
-    if head[:4] != bytes.fromhex("18538067") or len(head) < 12: return 0
+    f.seek(0)
+    n, size = _vint(f.read(12)[4:])
+    f.seek(4 + n + (size or 0))
+    head = f.read(12)
+    if head[:4] != bytes.fromhex("18538067") or len(head) < 12:
+        return 0
     m, length = _vint(head[4:])
     return 0 if length is None else 4 + n + size + 4 + m + length
 
 # %% ../../nbs/data/01_video.ipynb #02fd47ed
 def _bytes_missing(path, kind):
     "What the boxes of an mp4 or the segment of an mkv promise beyond the end of the file, in words; '' if nothing is missing"
-    with open(path, "rb") as f: end = _boxes_end(f) if "mp4" in kind else _segment_end(f) if "matroska" in kind else 0
+    with open(path, "rb") as f:
+        end = _boxes_end(f) if "mp4" in kind else _segment_end(f) if "matroska" in kind else 0
     size = os.path.getsize(path)
     return f"{size} of {end} bytes are in the file" if end > size else ""
 
@@ -133,20 +166,25 @@ def _bytes_missing(path, kind):
 @dataclass
 class Packets:
     "What a file holds, by counting its packets and decoding one frame"
-    num_frames: int # F
-    fps: float # average frames per second
-    height: int # pixels, as shown: after the rotation that a phone notes in its files
-    width: int # pixels, as shown
-    turns: int # quarter turns, counter-clockwise, from the stored picture to the one that is shown
-    pts: np.ndarray | None # (F,) time stamp of each frame in the order of display; None when the file has none
-    table: bool = True # whether this kind of file notes where its key frames are; without, a decoder that seeks lands anywhere
+
+    num_frames: int  # F
+    fps: float  # average frames per second
+    height: int  # pixels, as shown: after the rotation that a phone notes in its files
+    width: int  # pixels, as shown
+    turns: int  # quarter turns, counter-clockwise, from the stored picture to the one that is shown
+    pts: (
+        np.ndarray | None
+    )  # (F,) time stamp of each frame in the order of display; None when the file has none
+    table: bool = True  # whether this kind of file notes where its key frames are; without, a decoder that seeks lands anywhere
 
 # %% ../../nbs/data/01_video.ipynb #3214bd15
 _TABLES = ("mp4", "matroska", "avi")
 
+
 def _first_frame(box, stream, pts, table):
     "The first frame as it is stored"
-    if pts is not None and table: box.seek(int(pts[0]), stream=stream, backward=True)
+    if pts is not None and table:
+        box.seek(int(pts[0]), stream=stream, backward=True)
     return next(box.decode(stream), None)
 
 # %% ../../nbs/data/01_video.ipynb #c6fff1ee
@@ -155,74 +193,92 @@ def _count(path, box):
     stream = _video_stream(path, box)
     packets = [(p.pts, p.duration, p.is_discard) for p in box.demux(stream) if p.size and not p.is_corrupt]
     shown = [pts for pts, _, hidden in packets if not hidden]
-    if not shown: raise VideoError(path, "the video stream holds no frames")
-    if missing := _missing(box, stream, packets) or _bytes_missing(path, box.format.name): raise VideoError(path, f"truncated: {missing}")
+    if not shown:
+        raise VideoError(path, "the video stream holds no frames")
+    if missing := _missing(box, stream, packets) or _bytes_missing(path, box.format.name):
+        raise VideoError(path, f"truncated: {missing}")
     pts = None if None in shown else np.unique(shown)
-    if pts is not None and len(pts) < len(shown): pts = None
+    if pts is not None and len(pts) < len(shown):
+        pts = None
     table = any(k in box.format.name for k in _TABLES)
-    with av.open(str(path)) as again: frame = _first_frame(again, _video_stream(path, again), pts, table)
-    if frame is None: raise VideoError(path, "damaged: not even the first frame can be decoded")
+    with av.open(str(path)) as again:
+        frame = _first_frame(again, _video_stream(path, again), pts, table)
+    if frame is None:
+        raise VideoError(path, "damaged: not even the first frame can be decoded")
     turns = round(frame.rotation / 90) % 4
     H, W = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-    return Packets(len(shown), float(stream.average_rate or stream.guessed_rate or 0), H, W, turns, pts, table)
+    return Packets(
+        len(shown), float(stream.average_rate or stream.guessed_rate or 0), H, W, turns, pts, table
+    )
 
 # %% ../../nbs/data/01_video.ipynb #56609f18
 def count_packets(
-    path, # video file
+    path,  # video file
 ) -> Packets:
     "Read every packet of the first video stream; raises `VideoError` if it is no video or holds fewer frames than its header promises"
     check_file(path)
     try:
-        with av.open(str(path)) as box: return _count(path, box)
-    except VideoError: raise
+        with av.open(str(path)) as box:
+            return _count(path, box)
+    except VideoError:
+        raise
     except (OSError, ValueError, av.FFmpegError):
         raise VideoError(path, "not a video, or cut off before its index (cannot be opened)") from None
 
 # %% ../../nbs/data/01_video.ipynb #e39d8f6a
 def pyav_frames(
-    path, # video file
-    info: Packets, # from `count_packets`
-    wanted: np.ndarray, # (n,) frame numbers, ascending, without repeats
-) -> np.ndarray: # (n, H, W, 3) uint8, RGB
+    path,  # video file
+    info: Packets,  # from `count_packets`
+    wanted: np.ndarray,  # (n,) frame numbers, ascending, without repeats
+) -> np.ndarray:  # (n, H, W, 3) uint8, RGB
     "Decode `wanted` with PyAV: seek to the key frame before the first, then forward to the last"
     H, W = (info.height, info.width) if info.turns % 2 == 0 else (info.width, info.height)
     out, n = np.empty((len(wanted), H, W, 3), np.uint8), 0
     with av.open(str(path)) as box:
         stream = _video_stream(path, box)
-        if info.pts is not None and info.table: box.seek(int(info.pts[wanted[0]]), stream=stream, backward=True)
+        if info.pts is not None and info.table:
+            box.seek(int(info.pts[wanted[0]]), stream=stream, backward=True)
         times = np.arange(info.num_frames) if info.pts is None else info.pts
         for count, frame in enumerate(box.decode(stream)):
             time = count if info.pts is None else frame.pts
             if time == times[wanted[n]] and not frame.is_corrupt:
-                out[n] = frame.to_ndarray(format="rgb24", width=W, height=H); n += 1
-            if n == len(wanted) or time is None or time > times[wanted[n]]: break
-    if n < len(wanted): raise VideoError(path, f"damaged: frame {wanted[n]} of {info.num_frames} cannot be decoded")
+                out[n] = frame.to_ndarray(format="rgb24", width=W, height=H)
+                n += 1
+            if n == len(wanted) or time is None or time > times[wanted[n]]:
+                break
+    if n < len(wanted):
+        raise VideoError(path, f"damaged: frame {wanted[n]} of {info.num_frames} cannot be decoded")
     return np.rot90(out, info.turns, (1, 2))
 
 # %% ../../nbs/data/01_video.ipynb #2ee449bb
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")  # decord's default, 10240, looks like a hang
 
+
 def _decord_reader(path, info):
     "A decord reader, silent; raises ImportError without decord and RuntimeError when it disagrees with the container"
     import decord
-    if not info.table: raise RuntimeError("it would seek without a table of the frames, and return wrong ones")
+
+    if not info.table:
+        raise RuntimeError("it would seek without a table of the frames, and return wrong ones")
     decord.logging.set_level(decord.logging.QUIET)
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    if len(reader) != info.num_frames: raise RuntimeError(f"decord counts {len(reader)} frames, the container {info.num_frames}")
+    if len(reader) != info.num_frames:
+        raise RuntimeError(f"decord counts {len(reader)} frames, the container {info.num_frames}")
     return reader
 
 # %% ../../nbs/data/01_video.ipynb #024e47b3
 def decord_frames(
-    reader, # decord.VideoReader
-    info: Packets, # from `count_packets`
-    wanted: np.ndarray, # (n,) frame numbers, ascending, without repeats
-) -> np.ndarray: # (n, H, W, 3) uint8, RGB
+    reader,  # decord.VideoReader
+    info: Packets,  # from `count_packets`
+    wanted: np.ndarray,  # (n,) frame numbers, ascending, without repeats
+) -> np.ndarray:  # (n, H, W, 3) uint8, RGB
     "Decode `wanted` with decord; small films in one sweep, since each of decord's seeks costs as much as some dozen small frames"
     first, span = wanted[0], wanted[-1] - wanted[0] + 1
-    sweep = span * info.height * info.width < 6_000_000                   # 6 megapixels: 366 frames of 128 x 128
+    sweep = span * info.height * info.width < 6_000_000  # 6 megapixels: 366 frames of 128 x 128
     out = reader.get_batch(list(range(first, first + span)) if sweep else wanted.tolist())
     out = out.asnumpy() if hasattr(out, "asnumpy") else np.asarray(out)
-    if len(out) != (span if sweep else len(wanted)): raise RuntimeError(f"{len(out)} of {len(wanted)} frames came back")
+    if len(out) != (span if sweep else len(wanted)):
+        raise RuntimeError(f"{len(out)} of {len(wanted)} frames came back")
     return out[wanted - first] if sweep else out
 
 # %% ../../nbs/data/01_video.ipynb #4b56ffda
@@ -235,86 +291,123 @@ def _short(error):
 def _check_indices(path, indices, num_frames):
     "`indices` as an integer array, each in 0..num_frames-1"
     index = torch.as_tensor(indices).reshape(-1).numpy()
-    if not len(index): return index.astype(np.int64)
-    if index.dtype.kind not in "iu": raise VideoError(path, f"frame numbers of type {index.dtype}, expected integers")
+    if not len(index):
+        return index.astype(np.int64)
+    if index.dtype.kind not in "iu":
+        raise VideoError(path, f"frame numbers of type {index.dtype}, expected integers")
     bad = index[(index < 0) | (index >= num_frames)]
-    if len(bad): raise VideoError(path, f"frame {bad[0]} was asked for, but the video has frames 0..{num_frames - 1}")
+    if len(bad):
+        raise VideoError(path, f"frame {bad[0]} was asked for, but the video has frames 0..{num_frames - 1}")
     return index
 
 # %% ../../nbs/data/01_video.ipynb #4bff77b1
 def _decode(video, wanted):
     "uint8 (n, H, W, 3) of ascending frame numbers: decord, and PyAV where decord fails"
     if video.reader is not None:
-        try: return decord_frames(video.reader, video.info, wanted)
+        try:
+            return decord_frames(video.reader, video.info, wanted)
         except Exception as e:
-            if not video.auto: raise VideoError(video.path, f"damaged: decord cannot decode it ({_short(e)})") from None
+            if not video.auto:
+                raise VideoError(video.path, f"damaged: decord cannot decode it ({_short(e)})") from None
             video.reader, video.backend = None, "pyav"
-    if video.backend == "decord": raise VideoError(video.path, "already closed")
-    try: return pyav_frames(video.path, video.info, wanted)
-    except VideoError: raise
-    except Exception as e: raise VideoError(video.path, f"damaged: PyAV cannot decode it ({_short(e)})") from None
+    if video.backend == "decord":
+        raise VideoError(video.path, "already closed")
+    try:
+        return pyav_frames(video.path, video.info, wanted)
+    except VideoError:
+        raise
+    except Exception as e:
+        raise VideoError(video.path, f"damaged: PyAV cannot decode it ({_short(e)})") from None
 
 # %% ../../nbs/data/01_video.ipynb #9bc672c7
 class Video:
     "An open video: `num_frames`, `fps`, `height`, `width`, and `get(indices)`, which returns exactly these frames or raises `VideoError`"
-    def __init__(self,
-        path, # video file
-        backend: str = "auto", # 'auto' (decord, else PyAV), 'decord' or 'pyav'
+
+    def __init__(
+        self,
+        path,  # video file
+        backend: str = "auto",  # 'auto' (decord, else PyAV), 'decord' or 'pyav'
     ):
-        if backend not in ("auto", "decord", "pyav"): raise ValueError(f"backend {backend!r}: expected 'auto', 'decord' or 'pyav'")
+        if backend not in ("auto", "decord", "pyav"):
+            raise ValueError(f"backend {backend!r}: expected 'auto', 'decord' or 'pyav'")
         self.path, self.info, self.reader, self.auto = path, count_packets(path), None, backend == "auto"
-        self.num_frames, self.fps, self.height, self.width = self.info.num_frames, self.info.fps, self.info.height, self.info.width
+        self.num_frames, self.fps, self.height, self.width = (
+            self.info.num_frames,
+            self.info.fps,
+            self.info.height,
+            self.info.width,
+        )
         if backend != "pyav":
-            try: self.reader = _decord_reader(path, self.info)
+            try:
+                self.reader = _decord_reader(path, self.info)
             except Exception as e:
-                if backend == "decord": raise VideoError(path, f"decord cannot open it ({_short(e)})") from None
+                if backend == "decord":
+                    raise VideoError(path, f"decord cannot open it ({_short(e)})") from None
         self.backend = "pyav" if self.reader is None else "decord"
 
-    def get(self,
-        indices, # n frame numbers in any order, repeats allowed: sequence of int, array or LongTensor
-    ) -> torch.Tensor: # uint8 (n, 3, H, W), RGB
+    def get(
+        self,
+        indices,  # n frame numbers in any order, repeats allowed: sequence of int, array or LongTensor
+    ) -> torch.Tensor:  # uint8 (n, 3, H, W), RGB
         "The frames at `indices`; raises `VideoError` when one is out of range or cannot be decoded"
         index = _check_indices(self.path, indices, self.num_frames)
-        if not len(index): return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
+        if not len(index):
+            return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
         wanted, inverse = np.unique(index, return_inverse=True)
-        frames = torch.from_numpy(np.ascontiguousarray(_decode(self, wanted)))                    # (m, H, W, 3)
+        frames = torch.from_numpy(np.ascontiguousarray(_decode(self, wanted)))  # (m, H, W, 3)
         return frames.permute(0, 3, 1, 2)[torch.from_numpy(inverse)].contiguous()
 
-    def close(self): self.reader = None
-    def __len__(self): return self.num_frames
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
+    def close(self):
+        self.reader = None
+
+    def __len__(self):
+        return self.num_frames
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
 # %% ../../nbs/data/01_video.ipynb #be48f6f1
 def open_video(
-    path, # video file
-    backend: str = "auto", # 'auto' (decord, else PyAV), 'decord' or 'pyav'
-) -> Video: # a context manager
+    path,  # video file
+    backend: str = "auto",  # 'auto' (decord, else PyAV), 'decord' or 'pyav'
+) -> Video:  # a context manager
     "Open a video file; raises `VideoError` if it is none, holds no frames or is truncated"
     return Video(path, backend)
 
 # %% ../../nbs/data/01_video.ipynb #64d30d1b
 def read_frames(
-    path, # video file
-    indices, # n frame numbers, any order, repeats allowed
-    backend: str = "auto", # as in `open_video`
-) -> torch.Tensor: # uint8 (n, 3, H, W), RGB
+    path,  # video file
+    indices,  # n frame numbers, any order, repeats allowed
+    backend: str = "auto",  # as in `open_video`
+) -> torch.Tensor:  # uint8 (n, 3, H, W), RGB
     "Open, read and close in one call"
-    with open_video(path, backend) as video: return video.get(indices)
+    with open_video(path, backend) as video:
+        return video.get(indices)
 
 # %% ../../nbs/data/01_video.ipynb #62de7910
 def sample_indices(
-    num_frames: int, # F, frames in the clip
-    T: int = 48, # pose frames
-    Tv: int = 16, # video frames, a subset of the pose frames
-    train: bool = False, # random inside each segment, else segment centres
-    generator: torch.Generator | None = None, # source of randomness for `train`
-) -> tuple[torch.Tensor, torch.Tensor]: # pose_index (T,) nondecreasing, slots (Tv,) increasing positions in pose_index
+    num_frames: int,  # F, frames in the clip
+    T: int = 48,  # pose frames
+    Tv: int = 16,  # video frames, a subset of the pose frames
+    train: bool = False,  # random inside each segment, else segment centres
+    generator: torch.Generator | None = None,  # source of randomness for `train`
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # pose_index (T,) nondecreasing, slots (Tv,) increasing positions in pose_index
     "Frame numbers for pose and video: the video frames are `pose_index[slots]`. Clips shorter than T repeat frames in order"
-    if num_frames < 1: raise ValueError(f"num_frames {num_frames}: expected at least 1")
-    if not 1 <= Tv <= T: raise ValueError(f"Tv {Tv}: expected 1 <= Tv <= T = {T}")
-    u = torch.rand(T + Tv, generator=generator, dtype=torch.float64) if train else torch.full((T + Tv,), .5, dtype=torch.float64)
+    if num_frames < 1:
+        raise ValueError(f"num_frames {num_frames}: expected at least 1")
+    if not 1 <= Tv <= T:
+        raise ValueError(f"Tv {Tv}: expected 1 <= Tv <= T = {T}")
+    u = (
+        torch.rand(T + Tv, generator=generator, dtype=torch.float64)
+        if train
+        else torch.full((T + Tv,), 0.5, dtype=torch.float64)
+    )
     pose_index = ((torch.arange(T) + u[:T]) * num_frames / T).long().clamp(max=num_frames - 1)
-    edge = torch.arange(Tv + 1) * T // Tv                                 # (Tv+1,) borders of the groups of slots
-    slots = edge[:-1] + (u[T:] * edge.diff()).long()                      # one slot of each group
+    edge = torch.arange(Tv + 1) * T // Tv  # (Tv+1,) borders of the groups of slots
+    slots = edge[:-1] + (u[T:] * edge.diff()).long()  # one slot of each group
     return pose_index, slots

@@ -14,66 +14,83 @@ from .refinement import cosines, unit
 
 # %% ../../nbs/loss/03_association.ipynb #9282b67f
 def soft_weights(
-    x: torch.Tensor,   # (..., n, ...)
-    temperature,       # above 0, math.inf: equal weights; number or tensor
+    x: torch.Tensor,  # (..., n, ...)
+    temperature,  # above 0, math.inf: equal weights; number or tensor
     dim: int,
-    keep: torch.Tensor # bool, shape of x
-) -> torch.Tensor: # shape of x
+    keep: torch.Tensor,  # bool, shape of x
+) -> torch.Tensor:  # shape of x
     "softmax(x / temperature) along `dim` over what is kept; zeros elsewhere, and where nothing is kept"
     return (x / temperature).masked_fill(~keep, torch.finfo(x.dtype).min).softmax(dim).masked_fill(~keep, 0)
 
-def soft_pick(x, temperature, dim, keep): # -> x without `dim`
+
+def soft_pick(x, temperature, dim, keep):  # -> x without `dim`
     "Mean of `x` along `dim`, weighted by its own softmax: the mean for a large temperature, the maximum for a small one"
-    return (soft_weights(x, temperature, dim, keep)*x).sum(dim)
+    return (soft_weights(x, temperature, dim, keep) * x).sum(dim)
 
 # %% ../../nbs/loss/03_association.ipynb #e8dcad45
 def attend_twice(
-    similarity: torch.Tensor,      # (..., T, L) frames by words
-    temperature=.01,               # t, above 0; number or tensor
-    frame_mask: torch.Tensor=None, # (..., T) bool, False: does not count
-    word_mask: torch.Tensor=None,  # (..., L) bool
-    second=None                    # temperature of the second step; None: the same, math.inf: a plain mean
-) -> torch.Tensor: # (...) float32 or better
+    similarity: torch.Tensor,  # (..., T, L) frames by words
+    temperature=0.01,  # t, above 0; number or tensor
+    frame_mask: torch.Tensor = None,  # (..., T) bool, False: does not count
+    word_mask: torch.Tensor = None,  # (..., L) bool
+    second=None,  # temperature of the second step; None: the same, math.inf: a plain mean
+) -> torch.Tensor:  # (...) float32 or better
     "S_FW from a matrix of similarities: attention over words, then frames, and the other way round, averaged. Nothing to attend to: 0"
-    second = temperature if second is None else second; x = similarity if similarity.dtype == torch.float64 else similarity.float()
+    second = temperature if second is None else second
+    x = similarity if similarity.dtype == torch.float64 else similarity.float()
     for t in (temperature, second):
-        if not torch.is_tensor(t) and not t > 0: raise ValueError(f"temperature {t}: expected more than 0")
+        if not torch.is_tensor(t) and not t > 0:
+            raise ValueError(f"temperature {t}: expected more than 0")
     f, w = keep_all(frame_mask, x.shape[-2], x), keep_all(word_mask, x.shape[-1], x)
-    cell = f[..., :, None] & w[..., None, :]; x = torch.where(cell, x, torch.zeros_like(x)); cell = cell.expand(x.shape)
-    a, b = soft_pick(x, temperature, -1, cell), soft_pick(x, temperature, -2, cell)          # (..., T), (..., L)
+    cell = f[..., :, None] & w[..., None, :]
+    x = torch.where(cell, x, torch.zeros_like(x))
+    cell = cell.expand(x.shape)
+    a, b = soft_pick(x, temperature, -1, cell), soft_pick(x, temperature, -2, cell)  # (..., T), (..., L)
     return (soft_pick(a, second, -1, f.expand(a.shape)) + soft_pick(b, second, -1, w.expand(b.shape))) / 2
 
-def keep_all(mask, n, like): # -> (..., n) bool
+
+def keep_all(mask, n, like):  # -> (..., n) bool
     "The mask, or one that keeps all"
-    if mask is None: return torch.ones(n, dtype=torch.bool, device=like.device)
-    if mask.shape[-1] != n: raise ValueError(f"mask {tuple(mask.shape)}: expected {n} at the end")
+    if mask is None:
+        return torch.ones(n, dtype=torch.bool, device=like.device)
+    if mask.shape[-1] != n:
+        raise ValueError(f"mask {tuple(mask.shape)}: expected {n} at the end")
     return mask
 
 # %% ../../nbs/loss/03_association.ipynb #b2d2248f
 def frame_word(
-    frames: torch.Tensor,          # (B, T, E)
-    words: torch.Tensor,           # (C, L, E)
-    temperature=.01, second=None,  # as for attend_twice
-    frame_mask: torch.Tensor=None, # (B, T) bool
-    word_mask: torch.Tensor=None,  # (C, L) bool
-    max_cells: int=2**22           # of one group of texts; its largest array has 4 bytes for each
-) -> torch.Tensor: # (B, C) float32 or better
+    frames: torch.Tensor,  # (B, T, E)
+    words: torch.Tensor,  # (C, L, E)
+    temperature=0.01,
+    second=None,  # as for attend_twice
+    frame_mask: torch.Tensor = None,  # (B, T) bool
+    word_mask: torch.Tensor = None,  # (C, L) bool
+    max_cells: int = 2**22,  # of one group of texts; its largest array has 4 bytes for each
+) -> torch.Tensor:  # (B, C) float32 or better
     "S_FW of every clip with every text, in bounded memory; what is masked may hold anything"
     f, w = keep_all(frame_mask, frames.shape[1], frames), keep_all(word_mask, words.shape[1], words)
     f, w = f.expand(frames.shape[:2]), w.expand(words.shape[:2])
     x, y = unit(frames.masked_fill(~f[..., None], 0)), unit(words.masked_fill(~w[..., None], 0))
-    n = max(1, max_cells // max(1, f.numel()*words.shape[1])); group = lambda y, w: _group(x, y, temperature, f, w, second)
-    if n >= len(w): return group(y, w)
-    if torch.is_grad_enabled(): run = lambda *a: checkpoint(group, *a, use_reentrant=False, preserve_rng_state=False)
-    else: run = group
+    n = max(1, max_cells // max(1, f.numel() * words.shape[1]))
+    group = lambda y, w: _group(x, y, temperature, f, w, second)
+    if n >= len(w):
+        return group(y, w)
+    if torch.is_grad_enabled():
+        run = lambda *a: checkpoint(group, *a, use_reentrant=False, preserve_rng_state=False)
+    else:
+        run = group
     return torch.cat([run(*g) for g in zip(y.split(n), w.split(n))], 1)
 
-def _group(x, y, temperature, f, w, second): # (B, T, E), (c, L, E) at length one -> (B, c)
+
+def _group(x, y, temperature, f, w, second):  # (B, T, E), (c, L, E) at length one -> (B, c)
     with torch.autocast(x.device.type, enabled=False):
         return attend_twice(torch.einsum("bte,cle->bctl", x, y), temperature, f[:, None], w, second)
 
 # %% ../../nbs/loss/03_association.ipynb #1d0ce687
-ROADS = dict(vs=("video", "sentence"), ps=("pose", "sentence"), fw=("pose_frames", "words")) # what each association needs
+ROADS = dict(
+    vs=("video", "sentence"), ps=("pose", "sentence"), fw=("pose_frames", "words")
+)  # what each association needs
+
 
 def check_roads(features, which):
     "ValueError in one line for associations that cannot be computed"
@@ -81,64 +98,85 @@ def check_roads(features, which):
         raise ValueError(f"associations {tuple(which)}: expected some of {', '.join(ROADS)}, each once")
     for name in which:
         for need in ROADS[name]:
-            if getattr(features, need) is None: raise ValueError(f"association {name!r}: needs {need}, which these features do not have")
+            if getattr(features, need) is None:
+                raise ValueError(f"association {name!r}: needs {need}, which these features do not have")
 
 # %% ../../nbs/loss/03_association.ipynb #5f04b050
 def associations(
-    features,                      # Features of B clips and C texts
-    which=("vs", "ps", "fw"),      # some of them
-    temperature=.01, second=None,  # of fw, as for attend_twice
-    max_cells: int=2**22           # as for frame_word
-) -> dict: # name -> (B, C)
+    features,  # Features of B clips and C texts
+    which=("vs", "ps", "fw"),  # some of them
+    temperature=0.01,
+    second=None,  # of fw, as for attend_twice
+    max_cells: int = 2**22,  # as for frame_word
+) -> dict:  # name -> (B, C)
     "S_VS, S_PS and S_FW of every clip with every text, in -1..1"
-    check_roads(features, which); f = features; best = lambda name: getattr(f, name) if (r := getattr(f, f"{name}_refined")) is None else r
-    make = dict(vs=lambda: cosines(best("video"), f.sentence), ps=lambda: cosines(best("pose"), f.sentence),
-                fw=lambda: frame_word(f.pose_frames, f.words, temperature, second, f.frame_mask, f.word_mask, max_cells))
+    check_roads(features, which)
+    f = features
+    best = lambda name: getattr(f, name) if (r := getattr(f, f"{name}_refined")) is None else r
+    make = dict(
+        vs=lambda: cosines(best("video"), f.sentence),
+        ps=lambda: cosines(best("pose"), f.sentence),
+        fw=lambda: frame_word(
+            f.pose_frames, f.words, temperature, second, f.frame_mask, f.word_mask, max_cells
+        ),
+    )
     return {name: make[name]() for name in which}
 
 # %% ../../nbs/loss/03_association.ipynb #ac2096c6
 def similarity(
-    features,                # Features of B clips and C texts
+    features,  # Features of B clips and C texts
     which=("vs", "ps", "fw"),
-    missing: str="skip",     # a clip without pose: "skip" averages what is left, "zero" counts ps and fw as 0
-    **how                    # temperature, second, max_cells, as for associations
-) -> torch.Tensor: # (B, C) in -1..1, float32 or better
+    missing: str = "skip",  # a clip without pose: "skip" averages what is left, "zero" counts ps and fw as 0
+    **how,  # temperature, second, max_cells, as for associations
+) -> torch.Tensor:  # (B, C) in -1..1, float32 or better
     "Eq. 4: the mean of the associations"
-    if missing not in ("skip", "zero"): raise ValueError(f"missing {missing!r}: expected skip or zero")
-    parts = associations(features, which, **how); total, count = 0, 0
+    if missing not in ("skip", "zero"):
+        raise ValueError(f"missing {missing!r}: expected skip or zero")
+    parts = associations(features, which, **how)
+    total, count = 0, 0
     for name, s in parts.items():
         seen = features.frame_mask if name != "vs" else None
-        there = torch.ones_like(s[:, :1]) if seen is None else seen.any(1, keepdim=True).to(s.dtype)   # (B, 1)
+        there = torch.ones_like(s[:, :1]) if seen is None else seen.any(1, keepdim=True).to(s.dtype)  # (B, 1)
         total, count = total + torch.where(there > 0, s, torch.zeros_like(s)), count + there
     return total / (count.clamp(min=1) if missing == "skip" else len(parts))
 
 # %% ../../nbs/loss/03_association.ipynb #9497be34
 def alignment(
-    frames: torch.Tensor,          # (..., T, E)
-    words: torch.Tensor,           # (..., L, E) of one text per clip
-    temperature=.01,
-    frame_mask: torch.Tensor=None, # (..., T) bool
-    word_mask: torch.Tensor=None,  # (..., L) bool
-    over: str="frames"             # a word's weights over the frames sum to 1; "words": a frame's weights over the words
-) -> torch.Tensor: # (..., T, L) in 0..1; zeros where masked
+    frames: torch.Tensor,  # (..., T, E)
+    words: torch.Tensor,  # (..., L, E) of one text per clip
+    temperature=0.01,
+    frame_mask: torch.Tensor = None,  # (..., T) bool
+    word_mask: torch.Tensor = None,  # (..., L) bool
+    over: str = "frames",  # a word's weights over the frames sum to 1; "words": a frame's weights over the words
+) -> torch.Tensor:  # (..., T, L) in 0..1; zeros where masked
     "Which frames belong to which words"
-    if over not in ("frames", "words"): raise ValueError(f"over {over!r}: expected frames or words")
+    if over not in ("frames", "words"):
+        raise ValueError(f"over {over!r}: expected frames or words")
     f, w = keep_all(frame_mask, frames.shape[-2], frames), keep_all(word_mask, words.shape[-2], words)
-    with torch.autocast(frames.device.type, enabled=False): S = unit(frames) @ unit(words).mT
+    with torch.autocast(frames.device.type, enabled=False):
+        S = unit(frames) @ unit(words).mT
     cell = (f[..., :, None] & w[..., None, :]).expand(S.shape)
-    return soft_weights(torch.where(cell, S, torch.zeros_like(S)), temperature, -2 if over == "frames" else -1, cell)
+    return soft_weights(
+        torch.where(cell, S, torch.zeros_like(S)), temperature, -2 if over == "frames" else -1, cell
+    )
 
 # %% ../../nbs/loss/03_association.ipynb #ba1e73bb
 def phrase_score(
-    align: torch.Tensor,           # (..., T, L) weights of each word over the frames, as `alignment` gives
-    index: torch.Tensor,           # (..., L) number of each word's phrase, -1 for none
-    truth: torch.Tensor,           # (..., T, K) bool: phrase k is happening in frame f
-    frame_mask: torch.Tensor=None  # (..., T) bool
-) -> tuple[torch.Tensor, torch.Tensor]: # score and chance, (..., K) in 0..1; nan for a phrase without frames or words
+    align: torch.Tensor,  # (..., T, L) weights of each word over the frames, as `alignment` gives
+    index: torch.Tensor,  # (..., L) number of each word's phrase, -1 for none
+    truth: torch.Tensor,  # (..., T, K) bool: phrase k is happening in frame f
+    frame_mask: torch.Tensor = None,  # (..., T) bool
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # score and chance, (..., K) in 0..1; nan for a phrase without frames or words
     "Share of a phrase's weight that falls on its true frames, and what ignorance would get"
-    truth = truth & keep_all(frame_mask, truth.shape[-2], truth)[..., None]; K = truth.shape[-1]
-    mine = (index[..., None, :] == torch.arange(K, device=index.device)[:, None]).to(align.dtype)          # (..., K, L)
-    inside = ((truth.to(align.dtype).mT @ align)*mine).sum(-1) / mine.sum(-1)
-    seen = truth.shape[-2] if frame_mask is None else frame_mask.sum(-1, keepdim=True); chance = truth.sum(-2) / seen
+    truth = truth & keep_all(frame_mask, truth.shape[-2], truth)[..., None]
+    K = truth.shape[-1]
+    mine = (index[..., None, :] == torch.arange(K, device=index.device)[:, None]).to(
+        align.dtype
+    )  # (..., K, L)
+    inside = ((truth.to(align.dtype).mT @ align) * mine).sum(-1) / mine.sum(-1)
+    seen = truth.shape[-2] if frame_mask is None else frame_mask.sum(-1, keepdim=True)
+    chance = truth.sum(-2) / seen
     none = ~(chance > 0) | (mine.sum(-1) == 0)
     return inside.masked_fill(none, math.nan), chance.to(inside.dtype).masked_fill(none, math.nan)

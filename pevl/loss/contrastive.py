@@ -10,33 +10,35 @@ import torch
 
 # %% ../../nbs/loss/01_contrastive.ipynb #2bd115e9
 def targets(
-    labels: torch.Tensor,     # (B,) of the clips
-    text_labels: torch.Tensor # (C,) of the texts
-) -> torch.Tensor: # (B, C); a row sums to 1, or to 0 if no text fits
+    labels: torch.Tensor,  # (B,) of the clips
+    text_labels: torch.Tensor,  # (C,) of the texts
+) -> torch.Tensor:  # (B, C); a row sums to 1, or to 0 if no text fits
     "q: uniform over the texts with the clip's own label"
     same = (labels[:, None] == text_labels[None]).float()
     return same / same.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/loss/01_contrastive.ipynb #d4b07419
 def kl_rows(
-    logits: torch.Tensor, # (B, C)
-    q: torch.Tensor       # (B, C) targets; rows of zeros do not count
-) -> torch.Tensor: # scalar
+    logits: torch.Tensor,  # (B, C)
+    q: torch.Tensor,  # (B, C) targets; rows of zeros do not count
+) -> torch.Tensor:  # scalar
     "Mean over the rows of KL(q ‖ softmax(logits))"
-    row = (torch.xlogy(q, q) - q*logits.log_softmax(1)).sum(1)
+    row = (torch.xlogy(q, q) - q * logits.log_softmax(1)).sum(1)
     return row.sum() / (q.sum(1) > 0).sum().clamp(min=1)
 
 # %% ../../nbs/loss/01_contrastive.ipynb #5aa0fd42
 def contrastive_loss(
-    similarity: torch.Tensor,      # (B, C) cosines of clips and texts
-    labels: torch.Tensor,          # (B,) of the clips
-    scale=100.,                    # 1 / temperature, number or tensor
-    text_labels: torch.Tensor=None # (C,) of the texts; None: text i belongs to clip i
-) -> torch.Tensor: # scalar
+    similarity: torch.Tensor,  # (B, C) cosines of clips and texts
+    labels: torch.Tensor,  # (B,) of the clips
+    scale=100.0,  # 1 / temperature, number or tensor
+    text_labels: torch.Tensor = None,  # (C,) of the texts; None: text i belongs to clip i
+) -> torch.Tensor:  # scalar
     "Both directions of the contrastive loss, averaged; pairs with the same label are positives. InfoNCE if all labels differ"
     text_labels = labels if text_labels is None else text_labels
     if similarity.shape != (len(labels), len(text_labels)):
-        raise ValueError(f"similarity {tuple(similarity.shape)}: expected {(len(labels), len(text_labels))}, clips by texts")
-    logits = similarity.float()*scale if similarity.dtype != torch.float64 else similarity*scale
+        raise ValueError(
+            f"similarity {tuple(similarity.shape)}: expected {(len(labels), len(text_labels))}, clips by texts"
+        )
+    logits = similarity.float() * scale if similarity.dtype != torch.float64 else similarity * scale
     q = lambda a, b: targets(a, b).to(logits.dtype)
     return (kl_rows(logits, q(labels, text_labels)) + kl_rows(logits.T, q(text_labels, labels))) / 2

@@ -11,46 +11,49 @@ import torch
 
 # %% ../../nbs/loss/02_refinement.ipynb #651f4581
 def unit(
-    x: torch.Tensor # (..., E)
-) -> torch.Tensor: # (..., E) float64 stays, everything else becomes float32
+    x: torch.Tensor,  # (..., E)
+) -> torch.Tensor:  # (..., E) float64 stays, everything else becomes float32
     "Vectors at length one; a vector shorter than 1e-6 becomes zero and gets no gradient"
     x = x if x.dtype == torch.float64 else x.float()
     n = x.norm(dim=-1, keepdim=True)
     return torch.where(n > 1e-6, x / n.clamp(min=1e-6), torch.zeros_like(x))
 
+
 def cosines(
-    a: torch.Tensor, # (n, E)
-    b: torch.Tensor  # (m, E)
-) -> torch.Tensor: # (n, m) in -1..1, float32 or better, under mixed precision too
+    a: torch.Tensor,  # (n, E)
+    b: torch.Tensor,  # (m, E)
+) -> torch.Tensor:  # (n, m) in -1..1, float32 or better, under mixed precision too
     "Cosine of every row of `a` with every row of `b`"
-    with torch.autocast(a.device.type, enabled=False): return unit(a) @ unit(b).T
+    with torch.autocast(a.device.type, enabled=False):
+        return unit(a) @ unit(b).T
 
 # %% ../../nbs/loss/02_refinement.ipynb #8311d716
 def rivals(
-    keep: torch.Tensor,      # (B,) bool
-    labels: torch.Tensor=None # (B,)
-) -> torch.Tensor: # (B, B) bool
+    keep: torch.Tensor,  # (B,) bool
+    labels: torch.Tensor = None,  # (B,)
+) -> torch.Tensor:  # (B, B) bool
     "Which clips j clip i must be told apart from: itself, and all that are kept and, with `labels`, have another one"
     own = torch.eye(len(keep), dtype=torch.bool, device=keep.device)
     return own | (keep[None] if labels is None else keep[None] & (labels[:, None] != labels[None]))
 
 # %% ../../nbs/loss/02_refinement.ipynb #ef818875
 def nt_xent(
-    z: torch.Tensor,           # (B, E) before
-    z_refined: torch.Tensor,   # (B, E) after
-    temperature=.07,           # above 0; number or tensor
-    labels: torch.Tensor=None, # (B,): clips with the same label are not told apart; None: they are, as in Eq. 3
-    keep: torch.Tensor=None,   # (B,) bool: False takes no part
-    direction: str="both",     # "forward": only from before to after, as Eq. 3 is printed
-    reduction: str="mean"      # over the clips; "sum" as Eq. 3 is printed
-) -> torch.Tensor: # scalar
+    z: torch.Tensor,  # (B, E) before
+    z_refined: torch.Tensor,  # (B, E) after
+    temperature=0.07,  # above 0; number or tensor
+    labels: torch.Tensor = None,  # (B,): clips with the same label are not told apart; None: they are, as in Eq. 3
+    keep: torch.Tensor = None,  # (B,) bool: False takes no part
+    direction: str = "both",  # "forward": only from before to after, as Eq. 3 is printed
+    reduction: str = "mean",  # over the clips; "sum" as Eq. 3 is printed
+) -> torch.Tensor:  # scalar
     "Eq. 3: is a refined clip still recognised among those of its batch?"
     check_refined(z, z_refined, temperature, direction, reduction)
     keep = torch.ones(len(z), dtype=torch.bool, device=z.device) if keep is None else keep
     logits = cosines(*(x.masked_fill(~keep[:, None], 0) for x in (z, z_refined))) / temperature
-    allowed = rivals(keep, labels); ask = lambda m: m.masked_fill(~allowed, -math.inf).logsumexp(1) - m.diagonal()
+    allowed = rivals(keep, labels)
+    ask = lambda m: m.masked_fill(~allowed, -math.inf).logsumexp(1) - m.diagonal()
     rows = ask(logits) if direction == "forward" else (ask(logits) + ask(logits.T)) / 2
-    total = (rows*keep).sum()
+    total = (rows * keep).sum()
     return total / keep.sum().clamp(min=1) if reduction == "mean" else total
 
 # %% ../../nbs/loss/02_refinement.ipynb #d4cc285f
@@ -58,21 +61,26 @@ def check_refined(z, z_refined, temperature, direction, reduction):
     "ValueError in one line for what `nt_xent` cannot take"
     if z.dim() != 2 or z.shape != z_refined.shape:
         raise ValueError(f"before {tuple(z.shape)}, after {tuple(z_refined.shape)}: expected twice (B, E)")
-    if direction not in ("both", "forward"): raise ValueError(f"direction {direction!r}: expected both or forward")
-    if reduction not in ("mean", "sum"): raise ValueError(f"reduction {reduction!r}: expected mean or sum")
-    if not torch.is_tensor(temperature) and not temperature > 0: raise ValueError(f"temperature {temperature}: expected more than 0")
+    if direction not in ("both", "forward"):
+        raise ValueError(f"direction {direction!r}: expected both or forward")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: expected mean or sum")
+    if not torch.is_tensor(temperature) and not temperature > 0:
+        raise ValueError(f"temperature {temperature}: expected more than 0")
 
 # %% ../../nbs/loss/02_refinement.ipynb #a82e141b
 def refinement_loss(
-    features,                  # Features: video, video_refined, pose, pose_refined (B, E), frame_mask (B, T)
-    temperature=.07,           # of both, or a dict with "video" and "pose"
-    labels: torch.Tensor=None, # (B,) as for nt_xent
-    **how                      # direction, reduction, as for nt_xent
-) -> torch.Tensor: # scalar; 0 if nothing was refined
+    features,  # Features: video, video_refined, pose, pose_refined (B, E), frame_mask (B, T)
+    temperature=0.07,  # of both, or a dict with "video" and "pose"
+    labels: torch.Tensor = None,  # (B,) as for nt_xent
+    **how,  # direction, reduction, as for nt_xent
+) -> torch.Tensor:  # scalar; 0 if nothing was refined
     "L_R: Eq. 3 for video and for pose, added up; clips in which nobody was seen have no pose term"
     t = temperature if isinstance(temperature, dict) else dict(video=temperature, pose=temperature)
-    seen = dict(video=None, pose=None if features.frame_mask is None else features.frame_mask.any(1)); total = torch.zeros(())
+    seen = dict(video=None, pose=None if features.frame_mask is None else features.frame_mask.any(1))
+    total = torch.zeros(())
     for name in ("video", "pose"):
         after = getattr(features, f"{name}_refined")
-        if after is not None: total = total + nt_xent(getattr(features, name), after, t[name], labels, seen[name], **how)
+        if after is not None:
+            total = total + nt_xent(getattr(features, name), after, t[name], labels, seen[name], **how)
     return total

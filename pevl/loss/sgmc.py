@@ -11,73 +11,94 @@ from .refinement import cosines
 
 # %% ../../nbs/loss/04_sgmc.ipynb #d1c25a01
 def strength(
-    text_features: torch.Tensor, # (B, E) sentence of each clip; any length
-    labels: torch.Tensor,        # (B,) of the clips
-    norm: str="sum",             # how 1 - cos becomes a distribution: "sum" or "softmax"
-    guidance: float=1.,          # 1: the paper's, 0: all negatives alike
-    detach: bool=True            # no gradient to the texts
-) -> torch.Tensor: # (B, B) float32 or better; a row sums to 1 over its negatives, or is 0 if it has none
+    text_features: torch.Tensor,  # (B, E) sentence of each clip; any length
+    labels: torch.Tensor,  # (B,) of the clips
+    norm: str = "sum",  # how 1 - cos becomes a distribution: "sum" or "softmax"
+    guidance: float = 1.0,  # 1: the paper's, 0: all negatives alike
+    detach: bool = True,  # no gradient to the texts
+) -> torch.Tensor:  # (B, B) float32 or better; a row sums to 1 over its negatives, or is 0 if it has none
     "s of Eq. 5: how hard clip i is pushed away from text j"
-    if norm not in ("sum", "softmax"): raise ValueError(f"norm {norm!r}: expected sum or softmax")
-    t = text_features.detach() if detach else text_features; other = labels[:, None] != labels[None]
-    apart = (1 - cosines(t, t)).clamp(min=0); n = other.sum(1, keepdim=True).clamp(min=1); even = other / n.to(apart.dtype)
-    if norm == "softmax": s = apart.masked_fill(~other, torch.finfo(apart.dtype).min).softmax(1)*other
-    else: total = (apart*other).sum(1, keepdim=True); s = torch.where(total > 1e-6*n, apart*other / total.clamp(min=1e-9), even)
-    return guidance*s + (1 - guidance)*even
+    if norm not in ("sum", "softmax"):
+        raise ValueError(f"norm {norm!r}: expected sum or softmax")
+    t = text_features.detach() if detach else text_features
+    other = labels[:, None] != labels[None]
+    apart = (1 - cosines(t, t)).clamp(min=0)
+    n = other.sum(1, keepdim=True).clamp(min=1)
+    even = other / n.to(apart.dtype)
+    if norm == "softmax":
+        s = apart.masked_fill(~other, torch.finfo(apart.dtype).min).softmax(1) * other
+    else:
+        total = (apart * other).sum(1, keepdim=True)
+        s = torch.where(total > 1e-6 * n, apart * other / total.clamp(min=1e-9), even)
+    return guidance * s + (1 - guidance) * even
 
 # %% ../../nbs/loss/04_sgmc.ipynb #29ebbd31
 def weights(
-    labels: torch.Tensor,       # (B,)
-    strength: torch.Tensor=None,# (B, B); None: 1 everywhere
-    balance: str="batch"        # negatives together weigh B - 1, as printed; "negatives": as many as there are
-) -> torch.Tensor: # (B, B)
+    labels: torch.Tensor,  # (B,)
+    strength: torch.Tensor = None,  # (B, B); None: 1 everywhere
+    balance: str = "batch",  # negatives together weigh B - 1, as printed; "negatives": as many as there are
+) -> torch.Tensor:  # (B, B)
     "1 for pairs with the same label, the balanced strength for all others"
-    if balance not in ("batch", "negatives"): raise ValueError(f"balance {balance!r}: expected batch or negatives")
+    if balance not in ("batch", "negatives"):
+        raise ValueError(f"balance {balance!r}: expected batch or negatives")
     same = labels[:, None] == labels[None]
-    if strength is None: return torch.ones_like(same, dtype=torch.float32)
+    if strength is None:
+        return torch.ones_like(same, dtype=torch.float32)
     count = len(labels) - 1 if balance == "batch" else (~same).sum(1, keepdim=True)
-    return torch.where(same, torch.ones_like(strength), count*strength)
+    return torch.where(same, torch.ones_like(strength), count * strength)
 
 # %% ../../nbs/loss/04_sgmc.ipynb #ef436bb7
 def divergence(
-    logits: torch.Tensor, # (B, C)
-    q: torch.Tensor,      # (B, C) rows sum to 1
-    kl: str="target",     # KL(q ‖ p); "printed": KL(p ‖ q), which needs smooth > 0
-    smooth: float=0.      # share of q that is spread over all
-) -> torch.Tensor: # (B,)
+    logits: torch.Tensor,  # (B, C)
+    q: torch.Tensor,  # (B, C) rows sum to 1
+    kl: str = "target",  # KL(q ‖ p); "printed": KL(p ‖ q), which needs smooth > 0
+    smooth: float = 0.0,  # share of q that is spread over all
+) -> torch.Tensor:  # (B,)
     "Distance of softmax(logits) from the target, row by row"
-    if kl not in ("target", "printed"): raise ValueError(f"kl {kl!r}: expected target or printed")
-    if kl == "printed" and not smooth > 0: raise ValueError(f"kl 'printed' with smooth {smooth}: expected more than 0, or it is infinite")
-    q, log_p = (1 - smooth)*q + smooth/q.shape[1], logits.log_softmax(1)
-    if kl == "printed": return (log_p.exp()*(log_p - q.log())).sum(1)
-    return (torch.xlogy(q, q) - q*log_p).sum(1)
+    if kl not in ("target", "printed"):
+        raise ValueError(f"kl {kl!r}: expected target or printed")
+    if kl == "printed" and not smooth > 0:
+        raise ValueError(f"kl 'printed' with smooth {smooth}: expected more than 0, or it is infinite")
+    q, log_p = (1 - smooth) * q + smooth / q.shape[1], logits.log_softmax(1)
+    if kl == "printed":
+        return (log_p.exp() * (log_p - q.log())).sum(1)
+    return (torch.xlogy(q, q) - q * log_p).sum(1)
 
 # %% ../../nbs/loss/04_sgmc.ipynb #b78fe0bb
 def sgmc_terms(
-    similarity: torch.Tensor,    # (B, B) of clip i with the text of clip j
-    labels: torch.Tensor,        # (B,)
-    strength: torch.Tensor=None, # (B, B) as `strength` makes it; None: the plain contrastive loss
-    temperature=.01,             # above 0; number or tensor
-    balance: str="batch", kl: str="target", smooth: float=0. # as for weights and divergence
-) -> torch.Tensor: # (2, B): of each clip among the texts, of each text among the clips
+    similarity: torch.Tensor,  # (B, B) of clip i with the text of clip j
+    labels: torch.Tensor,  # (B,)
+    strength: torch.Tensor = None,  # (B, B) as `strength` makes it; None: the plain contrastive loss
+    temperature=0.01,  # above 0; number or tensor
+    balance: str = "batch",
+    kl: str = "target",
+    smooth: float = 0.0,  # as for weights and divergence
+) -> torch.Tensor:  # (2, B): of each clip among the texts, of each text among the clips
     "The terms of Eq. 6, one by one"
     B = len(labels)
     for name, m in (("similarity", similarity), ("strength", strength)):
-        if m is not None and m.shape != (B, B): raise ValueError(f"{name} {tuple(m.shape)}: expected {(B, B)}, clips by their texts")
+        if m is not None and m.shape != (B, B):
+            raise ValueError(f"{name} {tuple(m.shape)}: expected {(B, B)}, clips by their texts")
     logits = (similarity if similarity.dtype == torch.float64 else similarity.float()) / temperature
-    w = weights(labels, strength, balance).to(logits.dtype); same = (labels[:, None] == labels[None]).to(logits.dtype)
-    log_w = torch.where(w > 0, torch.where(w > 0, w, torch.ones_like(w)).log(), torch.full_like(w, torch.finfo(w.dtype).min / 8))
+    w = weights(labels, strength, balance).to(logits.dtype)
+    same = (labels[:, None] == labels[None]).to(logits.dtype)
+    log_w = torch.where(
+        w > 0,
+        torch.where(w > 0, w, torch.ones_like(w)).log(),
+        torch.full_like(w, torch.finfo(w.dtype).min / 8),
+    )
     q = same / same.sum(1, keepdim=True)
     return torch.stack([divergence(m + log_w, q, kl, smooth) for m in (logits, logits.T)])
 
 # %% ../../nbs/loss/04_sgmc.ipynb #b06f9880
 def sgmc_loss(
-    similarity: torch.Tensor,    # (B, B) of clip i with the text of clip j
-    labels: torch.Tensor,        # (B,)
-    strength: torch.Tensor=None, # (B, B) as `strength` makes it; None: the plain contrastive loss
-    temperature=.01,             # above 0; number or tensor
-    **how                        # balance, kl, smooth, as for sgmc_terms
-) -> torch.Tensor: # scalar
+    similarity: torch.Tensor,  # (B, B) of clip i with the text of clip j
+    labels: torch.Tensor,  # (B,)
+    strength: torch.Tensor = None,  # (B, B) as `strength` makes it; None: the plain contrastive loss
+    temperature=0.01,  # above 0; number or tensor
+    **how,  # balance, kl, smooth, as for sgmc_terms
+) -> torch.Tensor:  # scalar
     "Eq. 5 and 6: contrastive loss in both directions, its negatives weighed by what they mean"
-    if not torch.is_tensor(temperature) and not temperature > 0: raise ValueError(f"temperature {temperature}: expected more than 0")
+    if not torch.is_tensor(temperature) and not temperature > 0:
+        raise ValueError(f"temperature {temperature}: expected more than 0")
     return sgmc_terms(similarity, labels, strength, temperature, **how).mean()

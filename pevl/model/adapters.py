@@ -14,16 +14,21 @@ from .clip import attend
 # %% ../../nbs/model/02_adapters.ipynb #ae5c8cde
 class Adapter(nn.Module):
     "Linear(D → rD), GELU, Linear(rD → D); the second one starts at zero, so at first it adds nothing"
-    def __init__(self,
-        D: int,            # width of the tokens
-        ratio: float=.25,  # width of the bottleneck, as a share of D
-        skip: bool=False   # return x + adapter(x) instead of adapter(x)
-    ):
-        super().__init__(); inner = max(1, round(ratio*D)); self.skip = skip
-        self.down, self.act, self.up = nn.Linear(D, inner), nn.GELU(), nn.Linear(inner, D)
-        nn.init.zeros_(self.up.weight); nn.init.zeros_(self.up.bias)
 
-    def forward(self, x): # (..., D) -> (..., D)
+    def __init__(
+        self,
+        D: int,  # width of the tokens
+        ratio: float = 0.25,  # width of the bottleneck, as a share of D
+        skip: bool = False,  # return x + adapter(x) instead of adapter(x)
+    ):
+        super().__init__()
+        inner = max(1, round(ratio * D))
+        self.skip = skip
+        self.down, self.act, self.up = nn.Linear(D, inner), nn.GELU(), nn.Linear(inner, D)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x):  # (..., D) -> (..., D)
         y = self.up(self.act(self.down(x)))
         return x + y if self.skip else y
 
@@ -32,16 +37,17 @@ def drop_path(p: float) -> nn.Module:
     "Leaves out a whole branch for a random share `p` of the clips while training, and scales the rest up"
     return StochasticDepth(p, "row") if p else nn.Identity()
 
+
 def borrow(module: nn.Module, **others):
     "Let a module use others without owning them: they appear neither in its parameters nor in its state dict"
     module.__dict__.update(others)
 
 # %% ../../nbs/model/02_adapters.ipynb #3486ec41
 def over_time(
-    block: nn.Module,          # open_clip ResidualAttentionBlock
-    x: torch.Tensor,           # (B, T, L, D) tokens, already normalised
-    missing: torch.Tensor=None # (B, T, L) bool
-) -> torch.Tensor: # (B, L, T, D)
+    block: nn.Module,  # open_clip ResidualAttentionBlock
+    x: torch.Tensor,  # (B, T, L, D) tokens, already normalised
+    missing: torch.Tensor = None,  # (B, T, L) bool
+) -> torch.Tensor:  # (B, L, T, D)
     "The block's attention among the T appearances of one and the same token; the result stays in that order, token by token"
     missing = missing.transpose(1, 2) if missing is not None else None
     return attend(block, x.transpose(1, 2).contiguous(), missing)
@@ -49,29 +55,44 @@ def over_time(
 # %% ../../nbs/model/02_adapters.ipynb #c9f0f5aa
 class AdaptedBlock(nn.Module):
     "A frozen CLIP block with adapters. The block is borrowed, so several encoders can share it; only the adapters are ours"
-    def __init__(self,
-        block: nn.Module,       # open_clip ResidualAttentionBlock
-        ratio: float=.25,       # of the adapters
-        temporal: bool=False,   # reuse the attention over time, with a third adapter
-        drop: float=0.,         # drop path of the temporal and the MLP adapter
-        adapters: bool=True     # False: the plain block, without parameters of its own
-    ):
-        super().__init__(); D = block.ln_1.normalized_shape[0]
-        borrow(self, block=block); self.temporal, self.adapters = temporal and adapters, adapters
-        if adapters: self.s_adapter, self.m_adapter, self.drop = Adapter(D, ratio, skip=True), Adapter(D, ratio), drop_path(drop)
-        if self.temporal: self.t_adapter = Adapter(D, ratio)
 
-    def forward(self,
-        x: torch.Tensor,                # (..., L, D); (B, T, L, D) if temporal
-        missing: torch.Tensor=None,     # (..., L) bool, True = token that nobody may look at
-        causal: bool=False,             # for texts
-        need_weights: bool=False        # also return the spatial attention (..., heads, L, L)
-    ): # like x
+    def __init__(
+        self,
+        block: nn.Module,  # open_clip ResidualAttentionBlock
+        ratio: float = 0.25,  # of the adapters
+        temporal: bool = False,  # reuse the attention over time, with a third adapter
+        drop: float = 0.0,  # drop path of the temporal and the MLP adapter
+        adapters: bool = True,  # False: the plain block, without parameters of its own
+    ):
+        super().__init__()
+        D = block.ln_1.normalized_shape[0]
+        borrow(self, block=block)
+        self.temporal, self.adapters = temporal and adapters, adapters
+        if adapters:
+            self.s_adapter, self.m_adapter, self.drop = (
+                Adapter(D, ratio, skip=True),
+                Adapter(D, ratio),
+                drop_path(drop),
+            )
+        if self.temporal:
+            self.t_adapter = Adapter(D, ratio)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (..., L, D); (B, T, L, D) if temporal
+        missing: torch.Tensor = None,  # (..., L) bool, True = token that nobody may look at
+        causal: bool = False,  # for texts
+        need_weights: bool = False,  # also return the spatial attention (..., heads, L, L)
+    ):  # like x
         b, weights = self.block, None
-        if self.temporal: x = x + self.drop(self.t_adapter(over_time(b, b.ln_1(x), missing)).transpose(1, 2))
+        if self.temporal:
+            x = x + self.drop(self.t_adapter(over_time(b, b.ln_1(x), missing)).transpose(1, 2))
         a = attend(b, b.ln_1(x), missing, causal, need_weights)
-        if need_weights: a, weights = a
+        if need_weights:
+            a, weights = a
         x = x + b.ls_1(self.s_adapter(a) if self.adapters else a)
-        n = b.ln_2(x); y = x + b.ls_2(b.mlp(n))
-        if self.adapters: y = y + self.drop(.5*self.m_adapter(n))
+        n = b.ln_2(x)
+        y = x + b.ls_2(b.mlp(n))
+        if self.adapters:
+            y = y + self.drop(0.5 * self.m_adapter(n))
         return (y, weights) if need_weights else y

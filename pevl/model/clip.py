@@ -18,153 +18,219 @@ from ..data.text import CLIP_NAMES, tokenizer
 
 # %% ../../nbs/model/01_clip.ipynb #c0d48229
 NANO = dict(
-    embed_dim=128, quick_gelu=True,
+    embed_dim=128,
+    quick_gelu=True,
     vision_cfg=dict(image_size=112, patch_size=16, width=128, head_width=32, layers=4),
-    text_cfg=dict(context_length=77, vocab_size=None, width=128, heads=4, layers=2)) # vocab_size: as many as the nano tokenizer has
-CLIPS = dict(nano=NANO, **CLIP_NAMES) # short name -> open_clip's name, or a configuration
+    text_cfg=dict(context_length=77, vocab_size=None, width=128, heads=4, layers=2),
+)  # vocab_size: as many as the nano tokenizer has
+CLIPS = dict(nano=NANO, **CLIP_NAMES)  # short name -> open_clip's name, or a configuration
 
 # %% ../../nbs/model/01_clip.ipynb #2d9763c7
 def clip_config(
-    name: str # a key of CLIPS, or one of open_clip's models
-) -> dict: # embed_dim, quick_gelu, vision_cfg, text_cfg
+    name: str,  # a key of CLIPS, or one of open_clip's models
+) -> dict:  # embed_dim, quick_gelu, vision_cfg, text_cfg
     "The sizes of a CLIP, in open_clip's own words"
     import open_clip
+
     config = CLIPS.get(name, name)
     config = deepcopy(config) if isinstance(config, dict) else open_clip.get_model_config(config)
     if config is None:
-        near = difflib.get_close_matches(name, [*CLIPS, *open_clip.list_models()], n=3, cutoff=.4)
+        near = difflib.get_close_matches(name, [*CLIPS, *open_clip.list_models()], n=3, cutoff=0.4)
         raise ValueError(f"unknown CLIP {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
-    if config["text_cfg"]["vocab_size"] is None: config["text_cfg"]["vocab_size"] = tokenizer(name).vocab_size
+    if config["text_cfg"]["vocab_size"] is None:
+        config["text_cfg"]["vocab_size"] = tokenizer(name).vocab_size
     return config
 
 # %% ../../nbs/model/01_clip.ipynb #c29078b7
 class QuickGELU(nn.Module):
     "x · sigmoid(1.702 x), CLIP's activation, on the fused SiLU kernel: half the time and memory of open_clip's two steps"
-    def forward(self, x): return F.silu(1.702*x) / 1.702
+
+    def forward(self, x):
+        return F.silu(1.702 * x) / 1.702
 
 # %% ../../nbs/model/01_clip.ipynb #2fc32d9f
 def build_clip(
-    name: str # a key of CLIPS, or one of open_clip's models
-) -> nn.Module: # open_clip.CLIP
+    name: str,  # a key of CLIPS, or one of open_clip's models
+) -> nn.Module:  # open_clip.CLIP
     "A CLIP with random weights"
     import open_clip
+
     model = open_clip.CLIP(**clip_config(name))
     for m in model.modules():
         for k, child in m.named_children():
-            if isinstance(child, open_clip.transformer.QuickGELU): setattr(m, k, QuickGELU())
+            if isinstance(child, open_clip.transformer.QuickGELU):
+                setattr(m, k, QuickGELU())
     return model
 
 # %% ../../nbs/model/01_clip.ipynb #4e723234
 from pickle import UnpicklingError as _Unpickling
-_EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"} # notes, not weights, in OpenAI's files
+
+_EXTRA = {
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "attn_mask",
+}  # notes, not weights, in OpenAI's files
 
 # %% ../../nbs/model/01_clip.ipynb #b3b21a79
 def read_weights(
-    path # .safetensors, or anything that torch.load(weights_only=True) reads
-) -> dict: # name -> tensor
+    path,  # .safetensors, or anything that torch.load(weights_only=True) reads
+) -> dict:  # name -> tensor
     "A state dict from a file. Nothing is unpickled; every failure is one line that names the file"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such weights file")
-    try: state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError: raise PermissionError(f"{path}: permission denied") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except PermissionError:
+        raise PermissionError(f"{path}: permission denied") from None
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, _Unpickling) as e:
-        raise ValueError(f"{path}: cannot be read as weights ({(str(e).strip().splitlines() or [type(e).__name__])[0][:80]})") from None
+        raise ValueError(
+            f"{path}: cannot be read as weights ({(str(e).strip().splitlines() or [type(e).__name__])[0][:80]})"
+        ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path}: expected a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 # %% ../../nbs/model/01_clip.ipynb #bf4b2512
-def _some(names, n=3): return ", ".join(sorted(names)[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+def _some(names, n=3):
+    return ", ".join(sorted(names)[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
 
 def load_state(
     model: nn.Module,
-    state: dict, # name -> tensor, of any float type
-    source: str  # named in errors
+    state: dict,  # name -> tensor, of any float type
+    source: str,  # named in errors
 ):
     "Copy weights into a model; ValueError in one line if a name is missing, unknown or of another shape"
-    own = model.state_dict(); state = {k: v for k, v in state.items() if k in own or k not in _EXTRA}
+    own = model.state_dict()
+    state = {k: v for k, v in state.items() if k in own or k not in _EXTRA}
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     both = [(k, tuple(state[k].shape), tuple(v.shape)) for k, v in own.items() if k in state]
     shapes = [f"{k} is {found}, expected {expected}" for k, found, expected in both if found != expected]
-    parts = [f"missing {_some(missing)}"]*bool(missing) + [f"unexpected {_some(unknown)}"]*bool(unknown) + shapes[:3]
-    if parts: raise ValueError(f"{source}: does not fit the model: {'; '.join(parts)}")
+    parts = (
+        [f"missing {_some(missing)}"] * bool(missing)
+        + [f"unexpected {_some(unknown)}"] * bool(unknown)
+        + shapes[:3]
+    )
+    if parts:
+        raise ValueError(f"{source}: does not fit the model: {'; '.join(parts)}")
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad: raise ValueError(f"{source}: not a finite number in {_some(bad)}")
+    if bad:
+        raise ValueError(f"{source}: not a finite number in {_some(bad)}")
     model.load_state_dict(state)
 
 # %% ../../nbs/model/01_clip.ipynb #bdda6f2a
 def save_clip(
     model: nn.Module,
-    path,                # ends in .safetensors; a .json with checksum and facts goes beside it
-    dtype=torch.float16, # of the file
-    **facts              # what is worth knowing about the training: seed, data, accuracy
+    path,  # ends in .safetensors; a .json with checksum and facts goes beside it
+    dtype=torch.float16,  # of the file
+    **facts,  # what is worth knowing about the training: seed, data, accuracy
 ):
     "Write a CLIP's weights the way `load_clip` reads them"
     from safetensors.torch import save
-    path = Path(path); part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if path.suffix != ".safetensors": raise ValueError(f"{path}: expected a name that ends in .safetensors")
-    data = save({k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in model.state_dict().items()})
-    digest = hashlib.sha256(data).hexdigest(); part.write_bytes(data); os.replace(part, path)
-    path.with_suffix(".json").write_text(json.dumps(dict(sha256=digest, **facts), indent=1, sort_keys=True) + "\n")
+
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: expected a name that ends in .safetensors")
+    data = save(
+        {
+            k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous()
+            for k, v in model.state_dict().items()
+        }
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    part.write_bytes(data)
+    os.replace(part, path)
+    path.with_suffix(".json").write_text(
+        json.dumps(dict(sha256=digest, **facts), indent=1, sort_keys=True) + "\n"
+    )
 
 # %% ../../nbs/model/01_clip.ipynb #37fc6458
 def release_file(
-    name: str # such as 'pevl_nano_clip'
+    name: str,  # such as 'pevl_nano_clip'
 ) -> Path:
     "A weights file that ships with the package, after its checksum was compared with the one in the .json beside it"
-    folder = Path(str(files("pevl") / "weights")); path, note = folder / f"{name}.safetensors", folder / f"{name}.json"
+    folder = Path(str(files("pevl") / "weights"))
+    path, note = folder / f"{name}.safetensors", folder / f"{name}.json"
     for p in (path, note):
-        if not p.is_file(): raise FileNotFoundError(f"{p}: no such file, release {name!r} is not installed")
+        if not p.is_file():
+            raise FileNotFoundError(f"{p}: no such file, release {name!r} is not installed")
     expected, found = json.loads(note.read_text())["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected: raise ValueError(f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged")
+    if found != expected:
+        raise ValueError(
+            f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged"
+        )
     return path
 
 # %% ../../nbs/model/01_clip.ipynb #627cd948
 def clip_file(
-    name: str # a key of CLIPS, or one of open_clip's models
+    name: str,  # a key of CLIPS, or one of open_clip's models
 ) -> Path:
     "CLIP's trained weights: shipped for 'nano', downloaded by open_clip for the others; never a silent fallback"
-    if name == "nano": return release_file("pevl_nano_clip")
+    if name == "nano":
+        return release_file("pevl_nano_clip")
     from open_clip import download_pretrained, get_pretrained_cfg
-    try: path = download_pretrained(get_pretrained_cfg(CLIPS.get(name, name), "openai"))
+
+    try:
+        path = download_pretrained(get_pretrained_cfg(CLIPS.get(name, name), "openai"))
     except Exception as e:
-        raise OSError(f"CLIP weights of {name!r}: download failed ({type(e).__name__}), give the path of a local file instead") from None
-    if not path: raise ValueError(f"CLIP {name!r}: open_clip knows no OpenAI weights for it, give the path of a local file")
+        raise OSError(
+            f"CLIP weights of {name!r}: download failed ({type(e).__name__}), give the path of a local file instead"
+        ) from None
+    if not path:
+        raise ValueError(
+            f"CLIP {name!r}: open_clip knows no OpenAI weights for it, give the path of a local file"
+        )
     return Path(path)
 
 # %% ../../nbs/model/01_clip.ipynb #3eab6d89
 def load_clip(
-    name: str,   # a key of CLIPS, or one of open_clip's models
-    weights=None # None (random) | 'clip' | path of a .safetensors or PyTorch file | 'nano' (as 'clip', for nano)
-) -> nn.Module: # open_clip.CLIP in eval mode
+    name: str,  # a key of CLIPS, or one of open_clip's models
+    weights=None,  # None (random) | 'clip' | path of a .safetensors or PyTorch file | 'nano' (as 'clip', for nano)
+) -> nn.Module:  # open_clip.CLIP in eval mode
     "A CLIP with the weights that were asked for, or an error"
     model = build_clip(name).eval()
-    if weights is None: return model
-    if weights == "nano" and name != "nano": raise ValueError(f"weights 'nano' belong to CLIP 'nano', not to {name!r}")
+    if weights is None:
+        return model
+    if weights == "nano" and name != "nano":
+        raise ValueError(f"weights 'nano' belong to CLIP 'nano', not to {name!r}")
     path = clip_file(name) if weights in ("clip", "nano") else Path(weights)
-    load_state(model, read_weights(path), str(path)); return model
+    load_state(model, read_weights(path), str(path))
+    return model
 
 # %% ../../nbs/model/01_clip.ipynb #19150da8
-image_mean, image_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # red, green, blue
+image_mean, image_std = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # red, green, blue
+
 
 def preprocess(
-    frames: torch.Tensor # (..., 3, H, W) uint8, or float that is normalised already
-) -> torch.Tensor: # (..., 3, H, W) float
+    frames: torch.Tensor,  # (..., 3, H, W) uint8, or float that is normalised already
+) -> torch.Tensor:  # (..., 3, H, W) float
     "0..255 to what CLIP was trained on; float frames pass unchanged"
-    if frames.is_floating_point(): return frames
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1)*255 for v in (image_mean, image_std))
+    if frames.is_floating_point():
+        return frames
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) * 255 for v in (image_mean, image_std))
     return (frames.float() - mean).div_(std)
 
 # %% ../../nbs/model/01_clip.ipynb #5fd26e15
 def embed_patches(
-    visual: nn.Module,   # open_clip's vision transformer
-    images: torch.Tensor # (B, 3, H, W) float, preprocessed
-) -> torch.Tensor: # (B, 1 + N, D)
+    visual: nn.Module,  # open_clip's vision transformer
+    images: torch.Tensor,  # (B, 3, H, W) float, preprocessed
+) -> torch.Tensor:  # (B, 1 + N, D)
     "Images to tokens: the class token and one token per patch, with positions, normalised"
-    x = visual.conv1(images).flatten(2).transpose(1, 2)                    # (B, N, D)
+    x = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, D)
     if x.shape[1] + 1 != len(visual.positional_embedding):
         (H, W), size = visual.image_size, tuple(images.shape[-2:])
         raise ValueError(f"images of {size[0]} x {size[1]} pixels: this CLIP expects {H} x {W}")
@@ -173,20 +239,27 @@ def embed_patches(
 
 # %% ../../nbs/model/01_clip.ipynb #7d22757d
 def attend(
-    block: nn.Module,               # open_clip ResidualAttentionBlock
-    x: torch.Tensor,                # (..., L, D) tokens, already normalised
-    key_padding_mask: torch.Tensor=None, # (..., L) bool, True = nobody may look at this token
-    causal: bool=False,             # tokens see only what stands before them
-    need_weights: bool=False        # slower: also return who looked at whom
-): # (..., L, D), or that and weights (..., heads, L, L)
+    block: nn.Module,  # open_clip ResidualAttentionBlock
+    x: torch.Tensor,  # (..., L, D) tokens, already normalised
+    key_padding_mask: torch.Tensor = None,  # (..., L) bool, True = nobody may look at this token
+    causal: bool = False,  # tokens see only what stands before them
+    need_weights: bool = False,  # slower: also return who looked at whom
+):  # (..., L, D), or that and weights (..., heads, L, L)
     "The block's own attention, on fused kernels. A row whose keys are all masked sees them all, so that it stays finite"
     attn, (*lead, L, D) = block.attn, x.shape
-    q, k, v = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).view(-1, L, 3, attn.num_heads, D // attn.num_heads).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+        .view(-1, L, 3, attn.num_heads, D // attn.num_heads)
+        .permute(2, 0, 3, 1, 4)
+    )
     keep = None
-    if key_padding_mask is not None: keep = (~key_padding_mask | key_padding_mask.all(-1, keepdim=True)).reshape(-1, 1, 1, L)
-    if need_weights: out, weights = _explicit(q, k, v, keep, causal)
+    if key_padding_mask is not None:
+        keep = (~key_padding_mask | key_padding_mask.all(-1, keepdim=True)).reshape(-1, 1, 1, L)
+    if need_weights:
+        out, weights = _explicit(q, k, v, keep, causal)
     else:
-        if causal and keep is not None: keep, causal = keep & torch.ones(L, L, dtype=torch.bool, device=x.device).tril(), False
+        if causal and keep is not None:
+            keep, causal = keep & torch.ones(L, L, dtype=torch.bool, device=x.device).tril(), False
         out = F.scaled_dot_product_attention(q, k, v, keep, is_causal=causal)
     out = attn.out_proj(out.transpose(1, 2).reshape(*lead, L, D))
     return (out, weights.unflatten(0, lead)) if need_weights else out
@@ -194,8 +267,10 @@ def attend(
 # %% ../../nbs/model/01_clip.ipynb #c8e0ba0c
 def _explicit(q, k, v, keep, causal):
     "softmax(q k / sqrt(d)) v, with the weights"
-    a = q @ k.transpose(-1, -2) * q.shape[-1]**-.5
-    if keep is not None: a = a.masked_fill(~keep, float("-inf"))
-    if causal: a = a.masked_fill(torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).triu(1), float("-inf"))
+    a = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if keep is not None:
+        a = a.masked_fill(~keep, float("-inf"))
+    if causal:
+        a = a.masked_fill(torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).triu(1), float("-inf"))
     w = a.float().softmax(-1).to(v.dtype)
     return w @ v, w

@@ -16,170 +16,217 @@ from .clip import embed_patches, preprocess
 
 # %% ../../nbs/model/03_encoders.ipynb #36859aa5
 def adapted(
-    resblocks,      # open_clip's blocks
-    drop: float=0., # drop path of the last block; it grows linearly from 0
-    **kwargs        # for AdaptedBlock
+    resblocks,  # open_clip's blocks
+    drop: float = 0.0,  # drop path of the last block; it grows linearly from 0
+    **kwargs,  # for AdaptedBlock
 ) -> nn.ModuleList:
     "Adapters for every block of a transformer"
     n = len(resblocks)
-    return nn.ModuleList(AdaptedBlock(b, drop=drop*i/max(1, n - 1), **kwargs) for i, b in enumerate(resblocks))
+    return nn.ModuleList(
+        AdaptedBlock(b, drop=drop * i / max(1, n - 1), **kwargs) for i, b in enumerate(resblocks)
+    )
 
 # %% ../../nbs/model/03_encoders.ipynb #0f3c5a2d
 def project(
-    visual: nn.Module, # vision transformer of an open_clip CLIP
-    x: torch.Tensor    # (..., D)
-) -> torch.Tensor: # (..., E)
+    visual: nn.Module,  # vision transformer of an open_clip CLIP
+    x: torch.Tensor,  # (..., D)
+) -> torch.Tensor:  # (..., E)
     "From the width of the blocks into the space shared with text"
     return visual.ln_post(x) @ visual.proj
 
 # %% ../../nbs/model/03_encoders.ipynb #840c77e4
 class VideoEncoder(nn.Module):
     "CLIP's picture model on every frame, with two adapters per block and no attention over time"
-    def __init__(self,
-        visual: nn.Module,      # vision transformer of an open_clip CLIP; borrowed, not owned
-        adapters: bool=True,    # False: frozen CLIP
-        ratio: float=.25,       # of the adapters
-        drop: float=0.          # drop path of the last block
+
+    def __init__(
+        self,
+        visual: nn.Module,  # vision transformer of an open_clip CLIP; borrowed, not owned
+        adapters: bool = True,  # False: frozen CLIP
+        ratio: float = 0.25,  # of the adapters
+        drop: float = 0.0,  # drop path of the last block
     ):
-        super().__init__(); borrow(self, visual=visual)
+        super().__init__()
+        borrow(self, visual=visual)
         self.blocks = adapted(visual.transformer.resblocks, drop, ratio=ratio, adapters=adapters)
 
-    def tokens(self, frames): # (B, Tv, 3, H, W) uint8 or preprocessed -> (B, Tv, 1 + N, D)
+    def tokens(self, frames):  # (B, Tv, 3, H, W) uint8 or preprocessed -> (B, Tv, 1 + N, D)
         x = embed_patches(self.visual, preprocess(frames.flatten(0, 1))).unflatten(0, frames.shape[:2])
-        for block in self.blocks: x = block(x)
+        for block in self.blocks:
+            x = block(x)
         return x
 
-    def pool(self, tokens): # (B, Tv, 1 + N, D) -> (B, E)
+    def pool(self, tokens):  # (B, Tv, 1 + N, D) -> (B, E)
         return project(self.visual, tokens[..., 0, :]).mean(1)
 
-    def forward(self, frames): return self.pool(self.tokens(frames))
+    def forward(self, frames):
+        return self.pool(self.tokens(frames))
 
 # %% ../../nbs/model/03_encoders.ipynb #7bd882fc
 class JointTokens(nn.Module):
     "Joints to tokens: a linear layer, an embedding per joint, an extra token per frame, an embedding of time"
-    def __init__(self,
-        cls: torch.Tensor,  # (D,) CLIP's class embedding, where the extra token starts
-        T: int,             # pose frames of a clip
-        J: int,             # joints
-        kind: str           # of extra token: 'plain', or 'mlp' with all joints of the frame
-    ):
-        super().__init__(); D = len(cls)
-        if kind not in ("plain", "mlp"): raise ValueError(f"pose_token {kind!r}: expected 'plain' or 'mlp'")
-        self.point, self.extra, self.time = nn.Linear(2, D), nn.Parameter(cls.clone()), nn.Parameter(torch.zeros(T, D))
-        self.joint = nn.Parameter(torch.randn(J, D)*D**-.5)
-        self.motion = nn.Sequential(nn.Linear(9*J, 2*D), nn.GELU(), nn.Linear(2*D, D)) if kind == "mlp" else None
 
-    def forward(self, points, scores): # (B, T, J, 2) in -1..1, (B, T, J) -> (B, T, J + 1, D), the extra token last
+    def __init__(
+        self,
+        cls: torch.Tensor,  # (D,) CLIP's class embedding, where the extra token starts
+        T: int,  # pose frames of a clip
+        J: int,  # joints
+        kind: str,  # of extra token: 'plain', or 'mlp' with all joints of the frame
+    ):
+        super().__init__()
+        D = len(cls)
+        if kind not in ("plain", "mlp"):
+            raise ValueError(f"pose_token {kind!r}: expected 'plain' or 'mlp'")
+        self.point, self.extra, self.time = (
+            nn.Linear(2, D),
+            nn.Parameter(cls.clone()),
+            nn.Parameter(torch.zeros(T, D)),
+        )
+        self.joint = nn.Parameter(torch.randn(J, D) * D**-0.5)
+        self.motion = (
+            nn.Sequential(nn.Linear(9 * J, 2 * D), nn.GELU(), nn.Linear(2 * D, D)) if kind == "mlp" else None
+        )
+
+    def forward(
+        self, points, scores
+    ):  # (B, T, J, 2) in -1..1, (B, T, J) -> (B, T, J + 1, D), the extra token last
         joints, extra = self.point(points) + self.joint, self.extra.expand(*points.shape[:2], 1, -1)
-        if self.motion is not None: extra = extra + self.motion(motion_features(points, scores))[:, :, None]
+        if self.motion is not None:
+            extra = extra + self.motion(motion_features(points, scores))[:, :, None]
         return torch.cat([joints, extra], 2) + self.time[:, None]
 
 # %% ../../nbs/model/03_encoders.ipynb #73b7a8ec
 def motion_features(
-    points: torch.Tensor, # (B, T, J, 2) in -1..1
-    scores: torch.Tensor  # (B, T, J), 0 = missing
-) -> torch.Tensor: # (B, T, 9 * J)
+    points: torch.Tensor,  # (B, T, J, 2) in -1..1
+    scores: torch.Tensor,  # (B, T, J), 0 = missing
+) -> torch.Tensor:  # (B, T, 9 * J)
     "What a frame's joints say by themselves: place, place within the body, step from the last and to the next frame, score"
-    seen = (scores > 0)[..., None].to(points.dtype)                                             # (B, T, J, 1)
-    mean = (points*seen).sum(2, keepdim=True) / seen.sum(2, keepdim=True).clamp(min=1)          # (B, T, 1, 2)
-    inner = (points - mean)*seen
-    spread = inner.square().sum((1, 2, 3), keepdim=True) / seen.sum((1, 2, 3), keepdim=True).clamp(min=1) # (B, 1, 1, 1)
+    seen = (scores > 0)[..., None].to(points.dtype)  # (B, T, J, 1)
+    mean = (points * seen).sum(2, keepdim=True) / seen.sum(2, keepdim=True).clamp(min=1)  # (B, T, 1, 2)
+    inner = (points - mean) * seen
+    spread = inner.square().sum((1, 2, 3), keepdim=True) / seen.sum((1, 2, 3), keepdim=True).clamp(
+        min=1
+    )  # (B, 1, 1, 1)
     inner = inner / (spread + 1e-4).sqrt()
-    step = (inner[:, 1:] - inner[:, :-1])*seen[:, 1:]*seen[:, :-1]; none = torch.zeros_like(inner[:, :1])
-    parts = [points*seen, inner, torch.cat([none, step], 1), torch.cat([step, none], 1), scores[..., None]]
+    step = (inner[:, 1:] - inner[:, :-1]) * seen[:, 1:] * seen[:, :-1]
+    none = torch.zeros_like(inner[:, :1])
+    parts = [points * seen, inner, torch.cat([none, step], 1), torch.cat([step, none], 1), scores[..., None]]
     return torch.cat(parts, -1).flatten(2)
 
 # %% ../../nbs/model/03_encoders.ipynb #379a9db6
 class PoseFeatures(NamedTuple):
     "What the pose encoder makes of a clip"
-    clip: torch.Tensor       # (B, E)
-    frames: torch.Tensor     # (B, T, E)
-    frame_mask: torch.Tensor # (B, T) bool, False where nobody was seen
+
+    clip: torch.Tensor  # (B, E)
+    frames: torch.Tensor  # (B, T, E)
+    frame_mask: torch.Tensor  # (B, T) bool, False where nobody was seen
+
 
 def masked_mean(
-    x: torch.Tensor,   # (..., n, D)
-    keep: torch.Tensor # (..., n) bool
-) -> torch.Tensor: # (..., D)
+    x: torch.Tensor,  # (..., n, D)
+    keep: torch.Tensor,  # (..., n) bool
+) -> torch.Tensor:  # (..., D)
     "Mean over the tokens to keep; over all of them where there is none to keep"
     keep = (keep | ~keep.any(-1, keepdim=True)).to(x.dtype)
-    return (x*keep[..., None]).sum(-2) / keep.sum(-1, keepdim=True)
+    return (x * keep[..., None]).sum(-2) / keep.sum(-1, keepdim=True)
 
 # %% ../../nbs/model/03_encoders.ipynb #15e676ad
 class PoseEncoder(nn.Module):
     "CLIP's picture blocks on joints: J + 1 tokens a frame, attention over space and over time, three adapters per block"
-    def __init__(self,
-        visual: nn.Module,         # vision transformer of an open_clip CLIP; borrowed, not owned
-        T: int=48,                 # pose frames of a clip
-        J: int=17,                 # joints
-        adapters: bool=True,       # False: frozen CLIP, no attention over time
-        ratio: float=.25,          # of the adapters
-        drop: float=0.,            # drop path of the last block
-        pose_token: str="plain",   # extra token: 'plain' (CLIP's class embedding) or 'mlp' (plus all joints of the frame)
-        pose_norm: bool=True,      # CLIP's first LayerNorm before the blocks
-        pose_pool: str="mean"      # a frame is the 'mean' of its tokens, or the extra 'token' alone
+
+    def __init__(
+        self,
+        visual: nn.Module,  # vision transformer of an open_clip CLIP; borrowed, not owned
+        T: int = 48,  # pose frames of a clip
+        J: int = 17,  # joints
+        adapters: bool = True,  # False: frozen CLIP, no attention over time
+        ratio: float = 0.25,  # of the adapters
+        drop: float = 0.0,  # drop path of the last block
+        pose_token: str = "plain",  # extra token: 'plain' (CLIP's class embedding) or 'mlp' (plus all joints of the frame)
+        pose_norm: bool = True,  # CLIP's first LayerNorm before the blocks
+        pose_pool: str = "mean",  # a frame is the 'mean' of its tokens, or the extra 'token' alone
     ):
-        super().__init__(); borrow(self, visual=visual)
-        if pose_pool not in ("mean", "token"): raise ValueError(f"pose_pool {pose_pool!r}: expected 'mean' or 'token'")
+        super().__init__()
+        borrow(self, visual=visual)
+        if pose_pool not in ("mean", "token"):
+            raise ValueError(f"pose_pool {pose_pool!r}: expected 'mean' or 'token'")
         self.T, self.J, self.pose_norm, self.pose_pool = T, J, pose_norm, pose_pool
-        self.blocks = adapted(visual.transformer.resblocks, drop, ratio=ratio, adapters=adapters, temporal=True)
+        self.blocks = adapted(
+            visual.transformer.resblocks, drop, ratio=ratio, adapters=adapters, temporal=True
+        )
         self.embed = JointTokens(visual.class_embedding.detach(), T, J, pose_token)
 
     def tokens(self, keypoints, scores, image_size, need_weights=False):
         "Joints (B, T, J, 2) in pixels to tokens (B, T, J + 1, D), the extra one last; see `pose_tokens`"
         return pose_tokens(self, keypoints, scores, image_size, need_weights)
 
-    def pool(self, tokens, scores): # (B, T, J + 1, D), (B, T, J) -> PoseFeatures
-        keep = nn.functional.pad(scores > 0, (0, 1), value=True); mask = (scores > 0).any(-1)
-        frames = project(self.visual, masked_mean(tokens, keep) if self.pose_pool == "mean" else tokens[..., -1, :])
+    def pool(self, tokens, scores):  # (B, T, J + 1, D), (B, T, J) -> PoseFeatures
+        keep = nn.functional.pad(scores > 0, (0, 1), value=True)
+        mask = (scores > 0).any(-1)
+        frames = project(
+            self.visual, masked_mean(tokens, keep) if self.pose_pool == "mean" else tokens[..., -1, :]
+        )
         return PoseFeatures(masked_mean(frames, mask), frames, mask)
 
-    def forward(self, keypoints, scores, image_size): return self.pool(self.tokens(keypoints, scores, image_size), scores)
+    def forward(self, keypoints, scores, image_size):
+        return self.pool(self.tokens(keypoints, scores, image_size), scores)
 
 # %% ../../nbs/model/03_encoders.ipynb #aea0c8fc
 def pose_tokens(
     encoder: PoseEncoder,
-    keypoints: torch.Tensor, # (B, T, J, 2) pixels of the crop
-    scores: torch.Tensor,    # (B, T, J), 0 = missing
-    image_size: tuple,       # (H, W) of the crop
-    need_weights: bool=False # also the last block's attention from the extra token to the joints, mean over heads
-): # (B, T, J + 1, D), or that and (B, T, J)
+    keypoints: torch.Tensor,  # (B, T, J, 2) pixels of the crop
+    scores: torch.Tensor,  # (B, T, J), 0 = missing
+    image_size: tuple,  # (H, W) of the crop
+    need_weights: bool = False,  # also the last block's attention from the extra token to the joints, mean over heads
+):  # (B, T, J + 1, D), or that and (B, T, J)
     "Joints through the blocks; nobody looks at a missing joint"
     if keypoints.shape[1:3] != (encoder.T, encoder.J):
         T, J = keypoints.shape[1:3]
-        raise ValueError(f"pose of {T} frames and {J} joints: this encoder expects {encoder.T} and {encoder.J}")
-    points = torch.where(scores[..., None] > 0, normalise(keypoints, image_size), 0.)
-    x = encoder.embed(points, scores); x = encoder.visual.ln_pre(x) if encoder.pose_norm else x
+        raise ValueError(
+            f"pose of {T} frames and {J} joints: this encoder expects {encoder.T} and {encoder.J}"
+        )
+    points = torch.where(scores[..., None] > 0, normalise(keypoints, image_size), 0.0)
+    x = encoder.embed(points, scores)
+    x = encoder.visual.ln_pre(x) if encoder.pose_norm else x
     missing = nn.functional.pad(scores <= 0, (0, 1), value=False) if (scores <= 0).any() else None
-    for block in encoder.blocks[:-1]: x = block(x, missing)
-    if not need_weights: return encoder.blocks[-1](x, missing)
+    for block in encoder.blocks[:-1]:
+        x = block(x, missing)
+    if not need_weights:
+        return encoder.blocks[-1](x, missing)
     x, weights = encoder.blocks[-1](x, missing, need_weights=True)
     return x, weights[..., -1, :-1].mean(-2)
 
 # %% ../../nbs/model/03_encoders.ipynb #5b0ec980
 class TextFeatures(NamedTuple):
     "What the text encoder makes of C texts"
-    sentence: torch.Tensor # (C, E)
-    words: torch.Tensor    # (C, L, E)
+
+    sentence: torch.Tensor  # (C, E)
+    words: torch.Tensor  # (C, L, E)
+
 
 class TextEncoder(nn.Module):
     "CLIP's text model with two adapters per block"
-    def __init__(self,
-        clip: nn.Module,        # an open_clip CLIP; its text half is borrowed, not owned
-        adapters: bool=True,    # False: frozen CLIP
-        ratio: float=.5,        # of the adapters
-        drop: float=0.          # drop path of the last block
+
+    def __init__(
+        self,
+        clip: nn.Module,  # an open_clip CLIP; its text half is borrowed, not owned
+        adapters: bool = True,  # False: frozen CLIP
+        ratio: float = 0.5,  # of the adapters
+        drop: float = 0.0,  # drop path of the last block
     ):
-        super().__init__(); borrow(self, text=clip)
+        super().__init__()
+        borrow(self, text=clip)
         self.blocks = adapted(clip.transformer.resblocks, drop, ratio=ratio, adapters=adapters)
 
-    def tokens(self, ids): # (C, 77) -> (C, L, D), L = length of the longest text
-        L = int(ids.argmax(-1).max()) + 1                                         # the end mark has the highest number
+    def tokens(self, ids):  # (C, 77) -> (C, L, D), L = length of the longest text
+        L = int(ids.argmax(-1).max()) + 1  # the end mark has the highest number
         x = self.text.token_embedding(ids[:, :L]) + self.text.positional_embedding[:L]
-        for block in self.blocks: x = block(x, causal=True)
+        for block in self.blocks:
+            x = block(x, causal=True)
         return x
 
-    def pool(self, tokens, ids): # (C, L, D), (C, 77) -> TextFeatures
+    def pool(self, tokens, ids):  # (C, L, D), (C, 77) -> TextFeatures
         words = self.text.ln_final(tokens) @ self.text.text_projection
         return TextFeatures(words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)], words)
 
-    def forward(self, ids): return self.pool(self.tokens(ids), ids)
+    def forward(self, ids):
+        return self.pool(self.tokens(ids), ids)

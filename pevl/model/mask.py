@@ -10,67 +10,74 @@ import torch
 
 # %% ../../nbs/model/04_mask.ipynb #df14bbe7
 def patch_grid(
-    image_size: tuple, # (H, W) pixels
-    patch_size         # pixels: one number, or (height, width)
-) -> tuple: # rows, columns, height and width of a patch
+    image_size: tuple,  # (H, W) pixels
+    patch_size,  # pixels: one number, or (height, width)
+) -> tuple:  # rows, columns, height and width of a patch
     "How CLIP cuts an image; ValueError for an image smaller than a patch"
     (H, W), (h, w) = image_size, (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    if not (0 < h <= H and 0 < w <= W): raise ValueError(f"image_size {H} x {W}: expected at least one patch of {h} x {w}")
+    if not (0 < h <= H and 0 < w <= W):
+        raise ValueError(f"image_size {H} x {W}: expected at least one patch of {h} x {w}")
     return H // h, W // w, h, w
 
 # %% ../../nbs/model/04_mask.ipynb #f6124e9e
-def wide(
-    x: torch.Tensor
-) -> torch.Tensor:
+def wide(x: torch.Tensor) -> torch.Tensor:
     "Half precision and integers as float32; float32 and float64 as they are"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+
 def joint_patches(
-    keypoints: torch.Tensor, # (..., J, 2) x, y in pixels; whole numbers are pixel centres
-    image_size: tuple,       # (H, W) pixels
-    patch_size               # pixels: one number, or (height, width)
-) -> torch.Tensor: # (..., J) int64, 0..N-1 row by row; -1 = in no patch
+    keypoints: torch.Tensor,  # (..., J, 2) x, y in pixels; whole numbers are pixel centres
+    image_size: tuple,  # (H, W) pixels
+    patch_size,  # pixels: one number, or (height, width)
+) -> torch.Tensor:  # (..., J) int64, 0..N-1 row by row; -1 = in no patch
     "The number of the patch in which each joint lies"
     rows, columns, h, w = patch_grid(image_size, patch_size)
-    x, y = (wide(keypoints) + .5).unbind(-1)
+    x, y = (wide(keypoints) + 0.5).unbind(-1)
     column, row = (x / w).floor(), (y / h).floor()
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)     # False for NaN
-    return torch.where(inside, row*columns + column, -1.).long()
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)  # False for NaN
+    return torch.where(inside, row * columns + column, -1.0).long()
 
 # %% ../../nbs/model/04_mask.ipynb #9c822dc5
 def joint_weights(
-    attention: torch.Tensor, # (..., J) of the extra token to each joint, see `pose_tokens`; None: the scores alone
-    scores: torch.Tensor     # (..., J), 0 = missing
-) -> torch.Tensor: # (..., J), 0 = counts nothing
+    attention: torch.Tensor,  # (..., J) of the extra token to each joint, see `pose_tokens`; None: the scores alone
+    scores: torch.Tensor,  # (..., J), 0 = missing
+) -> torch.Tensor:  # (..., J), 0 = counts nothing
     "w: how much each joint counts in the mask"
-    if attention is None: return scores.clamp(min=0)
+    if attention is None:
+        return scores.clamp(min=0)
     if attention.shape != scores.shape:
         raise ValueError(f"attention {tuple(attention.shape)}: expected {tuple(scores.shape)}, as the scores")
-    return torch.where(scores > 0, attention*scores, 0.)
+    return torch.where(scores > 0, attention * scores, 0.0)
 
 # %% ../../nbs/model/04_mask.ipynb #61218c51
 def take_frames(
-    x: torch.Tensor,    # (B, T, ...)
-    slots: torch.Tensor # (B, Tv) int64, positions of the video frames among the T pose frames
-) -> torch.Tensor: # (B, Tv, ...)
+    x: torch.Tensor,  # (B, T, ...)
+    slots: torch.Tensor,  # (B, Tv) int64, positions of the video frames among the T pose frames
+) -> torch.Tensor:  # (B, Tv, ...)
     "The pose frames at which there is a video frame"
-    return x.gather(1, slots[(..., *[None]*(x.ndim - 2))].expand(-1, -1, *x.shape[2:]))
+    return x.gather(1, slots[(..., *[None] * (x.ndim - 2))].expand(-1, -1, *x.shape[2:]))
 
 # %% ../../nbs/model/04_mask.ipynb #f45798db
 def pose_mask(
-    keypoints: torch.Tensor, # (..., J, 2) x, y in pixels
-    weights: torch.Tensor,   # (..., J) not negative, see `joint_weights`; 0 = missing
-    image_size: tuple,       # (H, W) pixels
-    patch_size,              # pixels: one number, or (height, width)
-    norm: str="max"          # a frame's 'max' is 1, its 'sum' is 1, or 'none'
-) -> torch.Tensor: # (..., N) float32 or float64; 0 = no joint there
+    keypoints: torch.Tensor,  # (..., J, 2) x, y in pixels
+    weights: torch.Tensor,  # (..., J) not negative, see `joint_weights`; 0 = missing
+    image_size: tuple,  # (H, W) pixels
+    patch_size,  # pixels: one number, or (height, width)
+    norm: str = "max",  # a frame's 'max' is 1, its 'sum' is 1, or 'none'
+) -> torch.Tensor:  # (..., N) float32 or float64; 0 = no joint there
     "The weighted mask m of the paper's section 3.2.1: patches, row by row, with the summed weights of their joints"
-    if norm not in ("max", "sum", "none"): raise ValueError(f"norm {norm!r}: expected max, sum or none")
+    if norm not in ("max", "sum", "none"):
+        raise ValueError(f"norm {norm!r}: expected max, sum or none")
     if keypoints.shape != (*weights.shape, 2):
-        raise ValueError(f"keypoints {tuple(keypoints.shape)}: expected {(*weights.shape, 2)}, to go with weights {tuple(weights.shape)}")
+        raise ValueError(
+            f"keypoints {tuple(keypoints.shape)}: expected {(*weights.shape, 2)}, to go with weights {tuple(weights.shape)}"
+        )
     rows, columns, *_ = patch_grid(image_size, patch_size)
-    holds = joint_patches(keypoints, image_size, patch_size)[..., None] == torch.arange(rows*columns, device=keypoints.device)
-    m = torch.where(holds, wide(weights)[..., None], 0.).sum(-2)                       # (..., J, N) -> (..., N)
-    if norm == "none": return m
+    holds = joint_patches(keypoints, image_size, patch_size)[..., None] == torch.arange(
+        rows * columns, device=keypoints.device
+    )
+    m = torch.where(holds, wide(weights)[..., None], 0.0).sum(-2)  # (..., J, N) -> (..., N)
+    if norm == "none":
+        return m
     z = m.amax(-1, keepdim=True) if norm == "max" else m.sum(-1, keepdim=True)
-    return m / torch.where(z == 0, 1., z)
+    return m / torch.where(z == 0, 1.0, z)

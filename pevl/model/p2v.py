@@ -14,75 +14,95 @@ from .mask import wide
 # %% ../../nbs/model/05_p2v.ipynb #5d6befff
 MASK_MODES = ("masked", "literal", "log")
 
+
 def masked_softmax(
-    logits: torch.Tensor, # a: (..., L, N), who asks by who is asked
-    mask: torch.Tensor,   # M: (..., L, N) or what broadcasts to it; not negative, 0 = masked
-    mode: str="masked"    # 'masked', 'literal' (Eq. 1 as printed) or 'log' (m exp(a))
-) -> torch.Tensor: # alpha: (..., L, N) in the type of the logits
+    logits: torch.Tensor,  # a: (..., L, N), who asks by who is asked
+    mask: torch.Tensor,  # M: (..., L, N) or what broadcasts to it; not negative, 0 = masked
+    mode: str = "masked",  # 'masked', 'literal' (Eq. 1 as printed) or 'log' (m exp(a))
+) -> torch.Tensor:  # alpha: (..., L, N) in the type of the logits
     "Attention weights of the paper's Eq. 1; a row that is all masked gets zeros, or 1/(N + 1) everywhere in mode 'literal'"
-    if mode not in MASK_MODES: raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
-    a, M = torch.broadcast_tensors(wide(logits), wide(mask)); keep = M > 0
+    if mode not in MASK_MODES:
+        raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
+    a, M = torch.broadcast_tensors(wide(logits), wide(mask))
+    keep = M > 0
     used = torch.ones_like(keep) if mode == "literal" else keep
-    x = torch.where(keep, a, 0.)
-    x = x + torch.where(keep, M, 1.).log() if mode == "log" else x*M
+    x = torch.where(keep, a, 0.0)
+    x = x + torch.where(keep, M, 1.0).log() if mode == "log" else x * M
     top = x.masked_fill(~used, torch.finfo(x.dtype).min).amax(-1, keepdim=True).detach()
     e = (x - top).masked_fill(~used, float("-inf")).exp()
-    alone = ~keep.any(-1, keepdim=True)                                                 # the indicator I
+    alone = ~keep.any(-1, keepdim=True)  # the indicator I
     return (e / (e.sum(-1, keepdim=True) + alone)).to(logits.dtype)
 
 # %% ../../nbs/model/05_p2v.ipynb #a0f05005
 def masked_attention(
-    q: torch.Tensor,    # (B, heads, L, d)
-    k: torch.Tensor,    # (B, heads, N, d)
-    v: torch.Tensor,    # (B, heads, N, d)
-    asks: torch.Tensor, # g: (B, L) bool, False = this row is all masked
-    mask: torch.Tensor, # m: (B, N), 0 = masked
-    mode: str="masked"  # as in `masked_softmax`
-) -> torch.Tensor: # (B, heads, L, d)
+    q: torch.Tensor,  # (B, heads, L, d)
+    k: torch.Tensor,  # (B, heads, N, d)
+    v: torch.Tensor,  # (B, heads, N, d)
+    asks: torch.Tensor,  # g: (B, L) bool, False = this row is all masked
+    mask: torch.Tensor,  # m: (B, N), 0 = masked
+    mode: str = "masked",  # as in `masked_softmax`
+) -> torch.Tensor:  # (B, heads, L, d)
     "masked_softmax(q k / sqrt(d), g m) v, without ever making that matrix"
-    if mode not in MASK_MODES: raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
-    keep = (mask > 0)[:, None, None]; asks = asks[:, None, :, None] & keep.any(-1, keepdim=True)   # (B, 1, 1, N), (B, 1, L, 1)
-    if mode != "log": k = k * mask.to(k.dtype)[:, None, :, None]
+    if mode not in MASK_MODES:
+        raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
+    keep = (mask > 0)[:, None, None]
+    asks = asks[:, None, :, None] & keep.any(-1, keepdim=True)  # (B, 1, 1, N), (B, 1, L, 1)
+    if mode != "log":
+        k = k * mask.to(k.dtype)[:, None, :, None]
     if mode == "literal":
         out, N = F.scaled_dot_product_attention(q * asks, k, v), k.shape[-2]
-        return torch.where(asks, out, out * (N/(N + 1)))
-    seen = keep | ~keep.any(-1, keepdim=True)                                           # a frame without anybody: all, for now
-    if mode == "log": seen = torch.where(seen, torch.where(keep, mask[:, None, None], 1.).log(), float("-inf")).to(q.dtype)
-    return torch.where(asks, F.scaled_dot_product_attention(q, k, v, seen), 0.)
+        return torch.where(asks, out, out * (N / (N + 1)))
+    seen = keep | ~keep.any(-1, keepdim=True)  # a frame without anybody: all, for now
+    if mode == "log":
+        seen = torch.where(seen, torch.where(keep, mask[:, None, None], 1.0).log(), float("-inf")).to(q.dtype)
+    return torch.where(asks, F.scaled_dot_product_attention(q, k, v, seen), 0.0)
 
 # %% ../../nbs/model/05_p2v.ipynb #5b19ba61
 def split_heads(
-    x: torch.Tensor, # (B, T, L, D)
-    heads: int
-) -> torch.Tensor: # (B * T, heads, L, D / heads)
+    x: torch.Tensor,  # (B, T, L, D)
+    heads: int,
+) -> torch.Tensor:  # (B * T, heads, L, D / heads)
     "Tokens as attention kernels want them: all frames of all clips in one batch"
     return x.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 # %% ../../nbs/model/05_p2v.ipynb #91f670b6
 class P2V(nn.Module):
     "Pose-adapted vision refinement: patches with joints, and the class token, look at patches with joints. Starts as the identity"
-    def __init__(self,
-        D: int,             # width of the tokens
+
+    def __init__(
+        self,
+        D: int,  # width of the tokens
         heads: int,
-        mode: str="masked"  # as in `masked_softmax`
+        mode: str = "masked",  # as in `masked_softmax`
     ):
-        super().__init__(); self.heads, self.mode = heads, mode
-        if mode not in MASK_MODES: raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
-        self.norm, self.query, self.key_value, self.out = nn.LayerNorm(D), nn.Linear(D, D), nn.Linear(D, 2*D), nn.Linear(D, D, bias=False)
+        super().__init__()
+        self.heads, self.mode = heads, mode
+        if mode not in MASK_MODES:
+            raise ValueError(f"mask_mode {mode!r}: expected {', '.join(MASK_MODES)}")
+        self.norm, self.query, self.key_value, self.out = (
+            nn.LayerNorm(D),
+            nn.Linear(D, D),
+            nn.Linear(D, 2 * D),
+            nn.Linear(D, D, bias=False),
+        )
         nn.init.zeros_(self.out.weight)
 
-    def forward(self,
-        tokens: torch.Tensor,       # z_v: (B, Tv, 1 + N, D), the class token first
-        mask: torch.Tensor,         # m: (B, Tv, N), see `pose_mask`
-        only_class: bool=False,     # refine the class token alone, which is all that `VideoEncoder.pool` reads
-        need_weights: bool=False    # also alpha: (B, Tv, heads, 1 + N, N); slower
-    ): # z_v^R: like tokens; (B, Tv, 1, D) if only_class
+    def forward(
+        self,
+        tokens: torch.Tensor,  # z_v: (B, Tv, 1 + N, D), the class token first
+        mask: torch.Tensor,  # m: (B, Tv, N), see `pose_mask`
+        only_class: bool = False,  # refine the class token alone, which is all that `VideoEncoder.pool` reads
+        need_weights: bool = False,  # also alpha: (B, Tv, heads, 1 + N, N); slower
+    ):  # z_v^R: like tokens; (B, Tv, 1, D) if only_class
         "Tokens that no joint touches come out as they went in"
-        check_mask(tokens, mask); n = self.norm(tokens); L = 1 if only_class else None
-        asks = F.pad(mask > 0, (1, 0), value=True)[..., :L].flatten(0, 1)               # g: (B * Tv, L)
+        check_mask(tokens, mask)
+        n = self.norm(tokens)
+        L = 1 if only_class else None
+        asks = F.pad(mask > 0, (1, 0), value=True)[..., :L].flatten(0, 1)  # g: (B * Tv, L)
         q = split_heads(self.query(n[..., :L, :]), self.heads)
         k, v = (split_heads(x, self.heads) for x in self.key_value(n[..., 1:, :]).chunk(2, -1))
-        m = mask.flatten(0, 1); alpha = _weights(q, k, asks, m, self.mode) if need_weights else None
+        m = mask.flatten(0, 1)
+        alpha = _weights(q, k, asks, m, self.mode) if need_weights else None
         out = alpha @ v if need_weights else masked_attention(q, k, v, asks, m, self.mode)
         z = tokens[..., :L, :] + self.out(out.transpose(1, 2).flatten(2).unflatten(0, mask.shape[:2]))
         return (z, alpha.unflatten(0, mask.shape[:2])) if need_weights else z
@@ -92,7 +112,12 @@ def check_mask(tokens, mask):
     "ValueError in one line for tokens and mask that do not belong together"
     B, Tv, L, D = tokens.shape
     if mask.shape != (B, Tv, L - 1):
-        raise ValueError(f"mask {tuple(mask.shape)}: expected {(B, Tv, L - 1)}, one number for each patch of tokens {tuple(tokens.shape)}")
+        raise ValueError(
+            f"mask {tuple(mask.shape)}: expected {(B, Tv, L - 1)}, one number for each patch of tokens {tuple(tokens.shape)}"
+        )
 
-def _weights(q, k, asks, m, mode): # the matrix itself, for those who want to see it
-    return masked_softmax(q @ k.transpose(-1, -2) * q.shape[-1]**-.5, asks[:, None, :, None] * m[:, None, None], mode)
+
+def _weights(q, k, asks, m, mode):  # the matrix itself, for those who want to see it
+    return masked_softmax(
+        q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, asks[:, None, :, None] * m[:, None, None], mode
+    )

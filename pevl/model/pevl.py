@@ -25,68 +25,83 @@ from .encoders import PoseEncoder, TextEncoder, VideoEncoder
 @dataclass
 class PeVLConfig:
     "Everything that decides what a model is; every variant of the paper's tables is a change of these fields"
-    clip: str = "vit_b16"                       # the CLIP to start from: vit_b16, vit_l14, nano
-    T: int = 48                                 # pose frames of a clip
-    Tv: int = 16                                # video frames among them
-    size: int = 224                             # height and width of a frame, pixels
-    layout: str = "coco17"                      # joints
-    modalities: tuple[str, ...] = ("video", "pose", "text") # what is built: text, and video or pose or both
-    adapters: tuple[str, ...] = ("video", "pose", "text")   # which encoders have adapters
-    ratio: float = .25                          # bottleneck of the video and pose adapters, share of the width
-    text_ratio: float = .5                      # the same for text
-    drop_path: float = .2                       # share of clips that skip the last block's adapters in training
-    pose_token: str = "plain"                   # extra pose token: plain (the paper's) or mlp
-    pose_norm: bool = True                      # CLIP's first LayerNorm on pose tokens
-    pose_pool: str = "mean"                     # a frame's pose feature: mean of its tokens, or the extra token alone
-    fusion: str = "concat"                      # of video and pose: concat (a linear layer) or mean
-    freeze_trunk: bool = True                   # False trains CLIP itself too
 
-    def __post_init__(self): check_config(self)
+    clip: str = "vit_b16"  # the CLIP to start from: vit_b16, vit_l14, nano
+    T: int = 48  # pose frames of a clip
+    Tv: int = 16  # video frames among them
+    size: int = 224  # height and width of a frame, pixels
+    layout: str = "coco17"  # joints
+    modalities: tuple[str, ...] = ("video", "pose", "text")  # what is built: text, and video or pose or both
+    adapters: tuple[str, ...] = ("video", "pose", "text")  # which encoders have adapters
+    ratio: float = 0.25  # bottleneck of the video and pose adapters, share of the width
+    text_ratio: float = 0.5  # the same for text
+    drop_path: float = 0.2  # share of clips that skip the last block's adapters in training
+    pose_token: str = "plain"  # extra pose token: plain (the paper's) or mlp
+    pose_norm: bool = True  # CLIP's first LayerNorm on pose tokens
+    pose_pool: str = "mean"  # a frame's pose feature: mean of its tokens, or the extra token alone
+    fusion: str = "concat"  # of video and pose: concat (a linear layer) or mean
+    freeze_trunk: bool = True  # False trains CLIP itself too
+
+    def __post_init__(self):
+        check_config(self)
 
 # %% ../../nbs/model/07_pevl.ipynb #43534e80
 _CHOICES = dict(pose_token=("plain", "mlp"), pose_pool=("mean", "token"), fusion=("concat", "mean"))
 
+
 def check_config(c: PeVLConfig):
     "ValueError in one line for a field that cannot be"
     for name in ("modalities", "adapters"):
-        value = getattr(c, name); value = (value,) if isinstance(value, str) else tuple(value); setattr(c, name, value)
+        value = getattr(c, name)
+        value = (value,) if isinstance(value, str) else tuple(value)
+        setattr(c, name, value)
         bad = [v for v in value if v not in ("video", "pose", "text")]
-        if bad or len(set(value)) < len(value): raise ValueError(f"{name} {value}: expected some of video, pose, text, each once")
+        if bad or len(set(value)) < len(value):
+            raise ValueError(f"{name} {value}: expected some of video, pose, text, each once")
     if "text" not in c.modalities or len(c.modalities) < 2:
         raise ValueError(f"modalities {c.modalities}: expected text, and video or pose or both")
     for name, choices in _CHOICES.items():
-        if getattr(c, name) not in choices: raise ValueError(f"{name} {getattr(c, name)!r}: expected {' or '.join(choices)}")
-    if not 1 <= c.Tv <= c.T: raise ValueError(f"Tv {c.Tv}: expected 1 to T = {c.T}")
-    if not 0 <= c.drop_path < 1: raise ValueError(f"drop_path {c.drop_path}: expected 0 to less than 1")
-    if not min(c.ratio, c.text_ratio) > 0: raise ValueError(f"ratio {c.ratio}, text_ratio {c.text_ratio}: expected more than 0")
+        if getattr(c, name) not in choices:
+            raise ValueError(f"{name} {getattr(c, name)!r}: expected {' or '.join(choices)}")
+    if not 1 <= c.Tv <= c.T:
+        raise ValueError(f"Tv {c.Tv}: expected 1 to T = {c.T}")
+    if not 0 <= c.drop_path < 1:
+        raise ValueError(f"drop_path {c.drop_path}: expected 0 to less than 1")
+    if not min(c.ratio, c.text_ratio) > 0:
+        raise ValueError(f"ratio {c.ratio}, text_ratio {c.text_ratio}: expected more than 0")
     get_layout(c.layout)
 
 # %% ../../nbs/model/07_pevl.ipynb #6f85bd30
 @dataclass
 class Features:
     "What the model makes of clips and texts; parts that were not computed are None"
-    video: torch.Tensor = None         # (B, E)
-    video_refined: torch.Tensor = None # (B, E)
-    pose: torch.Tensor = None          # (B, E)
-    pose_refined: torch.Tensor = None  # (B, E)
-    clip: torch.Tensor = None          # (B, E) video and pose fused
-    pose_frames: torch.Tensor = None   # (B, T, E)
-    frame_mask: torch.Tensor = None    # (B, T) bool, False where nobody was seen
-    sentence: torch.Tensor = None      # (C, E)
-    words: torch.Tensor = None         # (C, L, E)
-    word_mask: torch.Tensor = None     # (C, L) bool
 
-    def __or__(self, other): # the parts of both
+    video: torch.Tensor = None  # (B, E)
+    video_refined: torch.Tensor = None  # (B, E)
+    pose: torch.Tensor = None  # (B, E)
+    pose_refined: torch.Tensor = None  # (B, E)
+    clip: torch.Tensor = None  # (B, E) video and pose fused
+    pose_frames: torch.Tensor = None  # (B, T, E)
+    frame_mask: torch.Tensor = None  # (B, T) bool, False where nobody was seen
+    sentence: torch.Tensor = None  # (C, E)
+    words: torch.Tensor = None  # (C, L, E)
+    word_mask: torch.Tensor = None  # (C, L) bool
+
+    def __or__(self, other):  # the parts of both
         return replace(self, **{k: v for k, v in vars(other).items() if v is not None})
 
 # %% ../../nbs/model/07_pevl.ipynb #7cd1e102
 class Fusion(nn.Module):
     "Concatenate video and pose and map them back to E; starts as their mean, so that both are alive from the first step"
-    def __init__(self, E: int):
-        super().__init__(); self.linear = nn.Linear(2*E, E)
-        with torch.no_grad(): self.linear.weight.copy_(torch.cat([torch.eye(E), torch.eye(E)], 1) / 2); self.linear.bias.zero_()
 
-    def forward(self, video, pose): # (B, E), (B, E) -> (B, E)
+    def __init__(self, E: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * E, E)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.cat([torch.eye(E), torch.eye(E)], 1) / 2)
+            self.linear.bias.zero_()
+
+    def forward(self, video, pose):  # (B, E), (B, E) -> (B, E)
         return self.linear(torch.cat([F.normalize(video, dim=-1), F.normalize(pose, dim=-1)], -1))
 
 # %% ../../nbs/model/07_pevl.ipynb #856f9ec0
@@ -94,202 +109,275 @@ def trim(clip: nn.Module, modalities: tuple) -> nn.Module:
     "Take out of a CLIP what these modalities never use: its temperature, and the patch embedding where there is no video"
     del clip.logit_scale
     if "video" not in modalities:
-        v = clip.visual; v.conv1 = None; v.positional_embedding = None
+        v = clip.visual
+        v.conv1 = None
+        v.positional_embedding = None
     return clip
 
 # %% ../../nbs/model/07_pevl.ipynb #75169bf2
 class Encoders(nn.Module):
     "Video, pose and text encoders around one CLIP, which this module owns"
-    def __init__(self,
-        config: PeVLConfig,
-        clip: nn.Module     # an open_clip CLIP
-    ):
-        super().__init__(); c = self.config = config
-        if c.size != clip.visual.image_size[0]: raise ValueError(f"size {c.size}: CLIP {c.clip!r} expects {clip.visual.image_size[0]}")
-        self.video, self.pose, self.text, self.fusion = make_encoders(c, clip)
-        self.clip, self.tokenizer = trim(clip, c.modalities).requires_grad_(not c.freeze_trunk), tokenizer(c.clip)
 
-    def encode_clip(self,
-        frames: torch.Tensor=None,    # (B, Tv, 3, H, W) uint8, or float that is preprocessed; unused without video
-        keypoints: torch.Tensor=None, # (B, T, J, 2) pixels of the crop; unused without pose
-        scores: torch.Tensor=None,    # (B, T, J), 0 = missing; unused without pose
-        slots: torch.Tensor=None      # (B, Tv) positions of the video frames among the T pose frames
+    def __init__(
+        self,
+        config: PeVLConfig,
+        clip: nn.Module,  # an open_clip CLIP
+    ):
+        super().__init__()
+        c = self.config = config
+        if c.size != clip.visual.image_size[0]:
+            raise ValueError(f"size {c.size}: CLIP {c.clip!r} expects {clip.visual.image_size[0]}")
+        self.video, self.pose, self.text, self.fusion = make_encoders(c, clip)
+        self.clip, self.tokenizer = (
+            trim(clip, c.modalities).requires_grad_(not c.freeze_trunk),
+            tokenizer(c.clip),
+        )
+
+    def encode_clip(
+        self,
+        frames: torch.Tensor = None,  # (B, Tv, 3, H, W) uint8, or float that is preprocessed; unused without video
+        keypoints: torch.Tensor = None,  # (B, T, J, 2) pixels of the crop; unused without pose
+        scores: torch.Tensor = None,  # (B, T, J), 0 = missing; unused without pose
+        slots: torch.Tensor = None,  # (B, Tv) positions of the video frames among the T pose frames
     ) -> Features:
         "Features of clips"
         f = Features()
-        if self.video is not None: f.video = self.video(needed(frames, "frames", "video"))
+        if self.video is not None:
+            f.video = self.video(needed(frames, "frames", "video"))
         if self.pose is not None:
             k, s = needed(keypoints, "keypoints", "pose"), needed(scores, "scores", "pose")
-            f.pose, f.pose_frames, f.frame_mask = self.pose(k, s, (self.config.size,)*2)
-        f.clip = fuse(f.video, f.pose, self.fusion); return f
+            f.pose, f.pose_frames, f.frame_mask = self.pose(k, s, (self.config.size,) * 2)
+        f.clip = fuse(f.video, f.pose, self.fusion)
+        return f
 
     def encode_text(self, texts: list[str]) -> Features:
         "Features of C texts: sentence, words, word_mask"
-        ids = remembered(self, tuple(texts)).to(self.clip.text_projection.device); sentence, words = self.text(ids)
-        return Features(sentence=sentence, words=words, word_mask=self.tokenizer.word_mask(ids)[:, :words.shape[1]])
+        ids = remembered(self, tuple(texts)).to(self.clip.text_projection.device)
+        sentence, words = self.text(ids)
+        return Features(
+            sentence=sentence, words=words, word_mask=self.tokenizer.word_mask(ids)[:, : words.shape[1]]
+        )
 
 # %% ../../nbs/model/07_pevl.ipynb #e654c8f4
 def make_encoders(
     c: PeVLConfig,
-    clip: nn.Module # an open_clip CLIP, which they borrow
-): # video, pose, text, fusion; None where the configuration needs none
+    clip: nn.Module,  # an open_clip CLIP, which they borrow
+):  # video, pose, text, fusion; None where the configuration needs none
     "What a configuration needs, and nothing else"
-    E, J = clip.visual.output_dim, len(get_layout(c.layout).names); has = c.modalities.__contains__
-    kw = lambda name: dict(adapters=name in c.adapters, ratio=c.text_ratio if name == "text" else c.ratio, drop=c.drop_path)
+    E, J = clip.visual.output_dim, len(get_layout(c.layout).names)
+    has = c.modalities.__contains__
+    kw = lambda name: dict(
+        adapters=name in c.adapters, ratio=c.text_ratio if name == "text" else c.ratio, drop=c.drop_path
+    )
     how = dict(pose_token=c.pose_token, pose_norm=c.pose_norm, pose_pool=c.pose_pool)
     video = VideoEncoder(clip.visual, **kw("video")) if has("video") else None
     pose = PoseEncoder(clip.visual, c.T, J, **how, **kw("pose")) if has("pose") else None
-    return video, pose, TextEncoder(clip, **kw("text")), Fusion(E) if video and pose and c.fusion == "concat" else None
+    return (
+        video,
+        pose,
+        TextEncoder(clip, **kw("text")),
+        Fusion(E) if video and pose and c.fusion == "concat" else None,
+    )
 
-def fuse(video, pose, fusion): # (B, E) or None each -> (B, E)
+
+def fuse(video, pose, fusion):  # (B, E) or None each -> (B, E)
     "One feature per clip: the only one, or both fused; without a layer, the mean of both at length one"
-    if video is None or pose is None: return pose if video is None else video
-    return (F.normalize(video, dim=-1) + F.normalize(pose, dim=-1)) / 2 if fusion is None else fusion(video, pose)
+    if video is None or pose is None:
+        return pose if video is None else video
+    return (
+        (F.normalize(video, dim=-1) + F.normalize(pose, dim=-1)) / 2
+        if fusion is None
+        else fusion(video, pose)
+    )
 
 # %% ../../nbs/model/07_pevl.ipynb #f34de2d6
 def needed(x, name, modality):
     "`x`, or a ValueError that says why it is needed"
-    if x is None: raise ValueError(f"{name}: missing, expected because the model has the modality {modality!r}")
+    if x is None:
+        raise ValueError(f"{name}: missing, expected because the model has the modality {modality!r}")
     return x
 
-def remembered(model, texts: tuple) -> torch.Tensor: # (C, 77)
+
+def remembered(model, texts: tuple) -> torch.Tensor:  # (C, 77)
     "Token ids of texts; the last few lists are kept"
     cache = model.__dict__.setdefault("_ids", {})
     if texts not in cache:
-        if len(cache) >= 64: cache.clear()
+        if len(cache) >= 64:
+            cache.clear()
         cache[texts] = model.tokenizer(list(texts))
     return cache[texts]
 
 # %% ../../nbs/model/07_pevl.ipynb #55fd3baf
 class PeVL(Encoders, PyTorchModelHubMixin):
     "Ranks texts for clips: three encoders around one shared, frozen CLIP, their fusion, and a temperature"
-    def __init__(self,
-        config: PeVLConfig,     # what to build
-        base: nn.Module=None    # an open_clip CLIP with its weights, which this model then owns; None: random weights
+
+    def __init__(
+        self,
+        config: PeVLConfig,  # what to build
+        base: nn.Module = None,  # an open_clip CLIP with its weights, which this model then owns; None: random weights
     ):
         config = PeVLConfig(**config) if isinstance(config, dict) else config
-        base = load_clip(config.clip) if base is None else base; scale = base.logit_scale.detach().clone()
-        super().__init__(config, base); self.logit_scale = nn.Parameter(scale)
+        base = load_clip(config.clip) if base is None else base
+        scale = base.logit_scale.detach().clone()
+        super().__init__(config, base)
+        self.logit_scale = nn.Parameter(scale)
 
-    def forward(self, batch, texts: list[str]) -> Features: # Batch
+    def forward(self, batch, texts: list[str]) -> Features:  # Batch
         "Features of a batch of clips and of C texts"
-        return self.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots) | self.encode_text(texts)
+        return self.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots) | self.encode_text(
+            texts
+        )
 
-    def similarity(self, features: Features) -> torch.Tensor: # (B, C) in -1..1
+    def similarity(self, features: Features) -> torch.Tensor:  # (B, C) in -1..1
         "Cosine of every clip with every text"
         return F.normalize(features.clip.float(), dim=-1) @ F.normalize(features.sentence.float(), dim=-1).T
 
     @property
-    def scale(self): # 1 / temperature, at most 100
-        over = (self.logit_scale - math.log(100)).clamp(min=0).detach()        # clamped in value, not in gradient: it can come back
+    def scale(self):  # 1 / temperature, at most 100
+        over = (
+            (self.logit_scale - math.log(100)).clamp(min=0).detach()
+        )  # clamped in value, not in gradient: it can come back
         return (self.logit_scale - over).exp()
 
 # %% ../../nbs/model/07_pevl.ipynb #12e243b6
-def count_parameters(
-    model: PeVL
-) -> dict: # part -> (trainable, frozen)
+def count_parameters(model: PeVL) -> dict:  # part -> (trainable, frozen)
     "Parameters per part of the model"
     own = ("video", "pose", "text", "fusion")
     parts = dict(picture_trunk=model.clip.visual, text_trunk=model.clip) | {k: getattr(model, k) for k in own}
     seen, out = set(), {}
     for name, part in parts.items():
-        ps = [p for p in part.parameters() if id(p) not in seen] if part is not None else []; seen.update(map(id, ps))
-        out[name] = (sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps if not p.requires_grad))
+        ps = [p for p in part.parameters() if id(p) not in seen] if part is not None else []
+        seen.update(map(id, ps))
+        out[name] = (
+            sum(p.numel() for p in ps if p.requires_grad),
+            sum(p.numel() for p in ps if not p.requires_grad),
+        )
     return out | dict(temperature=(model.logit_scale.numel(), 0))
 
 # %% ../../nbs/model/07_pevl.ipynb #41256bde
 def save_model(
     model: PeVL,
-    path,           # ends in .safetensors
-    dtype=None,     # of the file's floats; None: as in the model
-    **facts         # strings or numbers worth knowing, kept beside the configuration
+    path,  # ends in .safetensors
+    dtype=None,  # of the file's floats; None: as in the model
+    **facts,  # strings or numbers worth knowing, kept beside the configuration
 ):
     "Write all weights and the configuration to one file; either the whole file appears or none"
     from safetensors.torch import save
-    path = Path(path); part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if path.suffix != ".safetensors": raise ValueError(f"{path}: expected a name that ends in .safetensors")
-    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous() for k, v in model.state_dict().items()}
+
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: expected a name that ends in .safetensors")
+    state = {
+        k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
+        for k, v in model.state_dict().items()
+    }
     data = save(state, {"pevl": json.dumps(dict(config=asdict(model.config), facts=facts), sort_keys=True)})
-    try: part.write_bytes(data); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/model/07_pevl.ipynb #a641b65b
 def read_config(
-    path # a file written by `save_model`
+    path,  # a file written by `save_model`
 ) -> PeVLConfig:
     "The configuration inside a checkpoint"
     from safetensors import SafetensorError, safe_open
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such checkpoint")
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        with safe_open(path, "pt") as f: meta = f.metadata() or {}
-        c = json.loads(meta["pevl"])["config"]; known = {f.name for f in fields(PeVLConfig)}
-        if unknown := sorted(c.keys() - known): raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
+        with safe_open(path, "pt") as f:
+            meta = f.metadata() or {}
+        c = json.loads(meta["pevl"])["config"]
+        known = {f.name for f in fields(PeVLConfig)}
+        if unknown := sorted(c.keys() - known):
+            raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
     except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        raise ValueError(f"{path}: not a PeVL checkpoint, expected a .safetensors file with a configuration in it") from None
+        raise ValueError(
+            f"{path}: not a PeVL checkpoint, expected a .safetensors file with a configuration in it"
+        ) from None
     for name, value in c.items():
         like = getattr(PeVLConfig, name)
         kinds = {tuple: (list,), float: (int, float)}.get(type(like), (type(like),))
-        if type(value) not in kinds: raise ValueError(f"{path}: configuration field {name} is {value!r}, expected something like {like!r}")
+        if type(value) not in kinds:
+            raise ValueError(
+                f"{path}: configuration field {name} is {value!r}, expected something like {like!r}"
+            )
     return PeVLConfig(**c)
 
 # %% ../../nbs/model/07_pevl.ipynb #969aba31
-_FREE = {"drop_path", "freeze_trunk", "Tv"} # differ without making the weights unfit
+_FREE = {"drop_path", "freeze_trunk", "Tv"}  # differ without making the weights unfit
+
 
 def differences(
-    a: PeVLConfig, # of the checkpoint
-    b: PeVLConfig  # asked for
+    a: PeVLConfig,  # of the checkpoint
+    b: PeVLConfig,  # asked for
 ) -> list[str]:
     "Fields in which two configurations contradict each other"
     a, b = asdict(a), asdict(b)
     return [f"{k} is {a[k]!r}, expected {b[k]!r}" for k in a if k not in _FREE and a[k] != b[k]]
 
+
 def load_model(
-    path, # a file written by `save_model`
-    **overrides # fields that may differ, such as drop_path
-) -> PeVL: # in eval mode
+    path,  # a file written by `save_model`
+    **overrides,  # fields that may differ, such as drop_path
+) -> PeVL:  # in eval mode
     "A model from its own checkpoint"
     return _load(path, replace(read_config(path), **overrides))
 
+
 def _load(path, config):
-    if diff := differences(read_config(path), config): raise ValueError(f"{path}: the checkpoint's {'; '.join(diff)}")
-    model = PeVL(config); load_state(model, read_weights(path), str(path)); return model.eval()
+    if diff := differences(read_config(path), config):
+        raise ValueError(f"{path}: the checkpoint's {'; '.join(diff)}")
+    model = PeVL(config)
+    load_state(model, read_weights(path), str(path))
+    return model.eval()
 
 # %% ../../nbs/model/07_pevl.ipynb #a24eeaf5
 MODELS = dict(
-    pevl_nano=PeVLConfig(clip="nano", T=24, Tv=8, size=112, pose_token="mlp", drop_path=0.),
+    pevl_nano=PeVLConfig(clip="nano", T=24, Tv=8, size=112, pose_token="mlp", drop_path=0.0),
     pevl_vit_b16=PeVLConfig(clip="vit_b16"),
-    pevl_vit_l14=PeVLConfig(clip="vit_l14"))
-RELEASES = {} # name -> file in pevl/weights, without ending
+    pevl_vit_l14=PeVLConfig(clip="vit_l14"),
+)
+RELEASES = {}  # name -> file in pevl/weights, without ending
+
 
 def list_models(
-    pattern: str="*" # as in file names: 'pevl_vit_*'
+    pattern: str = "*",  # as in file names: 'pevl_vit_*'
 ) -> list[str]:
     "Names that `create_model` knows"
     return [n for n in MODELS if fnmatch(n, pattern)]
 
 # %% ../../nbs/model/07_pevl.ipynb #e3c30533
 def get_config(
-    name: str,   # one of `list_models()`
-    **overrides  # fields of PeVLConfig
+    name: str,  # one of `list_models()`
+    **overrides,  # fields of PeVLConfig
 ) -> PeVLConfig:
     "A named configuration, changed; unknown names and fields list the near ones"
     known = [f.name for f in fields(PeVLConfig)]
     for kind, value, choices in [("model", name, list(MODELS)), *(("field", k, known) for k in overrides)]:
         if value not in choices:
-            near = difflib.get_close_matches(value, choices, n=3, cutoff=.3) or choices
+            near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices
             raise ValueError(f"unknown {kind} {value!r}, did you mean {' or '.join(near)}?")
     return replace(MODELS[name], **overrides)
 
 # %% ../../nbs/model/07_pevl.ipynb #4896cb1f
 def create_model(
-    name: str,      # one of `list_models()`
-    weights=None,   # None (random) | 'clip' | path of a checkpoint | a name in RELEASES
-    **overrides     # fields of PeVLConfig
-) -> PeVL: # in eval mode
+    name: str,  # one of `list_models()`
+    weights=None,  # None (random) | 'clip' | path of a checkpoint | a name in RELEASES
+    **overrides,  # fields of PeVLConfig
+) -> PeVL:  # in eval mode
     "A model by name, with the weights that were asked for, or an error"
     config = get_config(name, **overrides)
-    if weights in (None, "clip"): return PeVL(config, load_clip(config.clip, weights)).eval()
-    if weights in RELEASES: return _load(release_file(RELEASES[weights]), config)
+    if weights in (None, "clip"):
+        return PeVL(config, load_clip(config.clip, weights)).eval()
+    if weights in RELEASES:
+        return _load(release_file(RELEASES[weights]), config)
     if os.path.sep not in str(weights) and not Path(weights).suffix:
-        raise ValueError(f"unknown weights {weights!r}: expected {', '.join(['None', 'clip', *RELEASES])} or the path of a checkpoint")
+        raise ValueError(
+            f"unknown weights {weights!r}: expected {', '.join(['None', 'clip', *RELEASES])} or the path of a checkpoint"
+        )
     return _load(weights, config)

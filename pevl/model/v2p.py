@@ -14,86 +14,110 @@ from .p2v import masked_softmax, split_heads
 
 # %% ../../nbs/model/06_v2p.ipynb #ea873ad5
 def group_patches(
-    keypoints: torch.Tensor,    # (..., J, 2) x, y in pixels
-    image_size: tuple,          # (H, W) pixels
-    patch_size,                 # pixels: one number, or (height, width)
-    scores: torch.Tensor=None   # (..., J), 0 = missing; None: all joints were seen
-) -> torch.Tensor: # (..., J + 1, N) bool; the last row is the background
+    keypoints: torch.Tensor,  # (..., J, 2) x, y in pixels
+    image_size: tuple,  # (H, W) pixels
+    patch_size,  # pixels: one number, or (height, width)
+    scores: torch.Tensor = None,  # (..., J), 0 = missing; None: all joints were seen
+) -> torch.Tensor:  # (..., J + 1, N) bool; the last row is the background
     "Which patches belong to which joint; those of no joint belong to the background"
     rows, columns, *_ = patch_grid(image_size, patch_size)
     at = joint_patches(keypoints, image_size, patch_size)
-    if scores is not None: at = torch.where(scores > 0, at, -1)
-    own = at[..., None] == torch.arange(rows*columns, device=at.device)                 # (..., J, N)
+    if scores is not None:
+        at = torch.where(scores > 0, at, -1)
+    own = at[..., None] == torch.arange(rows * columns, device=at.device)  # (..., J, N)
     return torch.cat([own, ~own.any(-2, keepdim=True)], -2)
 
 # %% ../../nbs/model/06_v2p.ipynb #f0cfaf00
 GROUPINGS = ("soft", "hard", "assign")
 
+
 def group_softmax(
-    logits: torch.Tensor,      # a: (B, heads, J + 1, N)
-    seen: torch.Tensor,        # (B, J + 1) bool, False = missing joint
-    groups: torch.Tensor=None, # (B, J + 1, N) bool, see `group_patches`; for 'hard' only
-    grouping: str="soft"       # 'soft' (Eq. 2), 'hard' (own patches only) or 'assign' (patches divide themselves among tokens)
-) -> torch.Tensor: # alpha: (B, heads, J + 1, N) in the type of the logits; rows sum to 1, or to 0 where there is nothing to see
+    logits: torch.Tensor,  # a: (B, heads, J + 1, N)
+    seen: torch.Tensor,  # (B, J + 1) bool, False = missing joint
+    groups: torch.Tensor = None,  # (B, J + 1, N) bool, see `group_patches`; for 'hard' only
+    grouping: str = "soft",  # 'soft' (Eq. 2), 'hard' (own patches only) or 'assign' (patches divide themselves among tokens)
+) -> torch.Tensor:  # alpha: (B, heads, J + 1, N) in the type of the logits; rows sum to 1, or to 0 where there is nothing to see
     "Attention of pose tokens over the patches of their frame"
     seen, a = seen[:, None, :, None], wide(logits)
-    if grouping == "hard": return masked_softmax(logits, groups[:, None] & seen)
-    if grouping == "assign": a = a - a.masked_fill(~seen, float("-inf")).logsumexp(-2, keepdim=True)
-    return torch.where(seen, a.softmax(-1), 0.).to(logits.dtype)
+    if grouping == "hard":
+        return masked_softmax(logits, groups[:, None] & seen)
+    if grouping == "assign":
+        a = a - a.masked_fill(~seen, float("-inf")).logsumexp(-2, keepdim=True)
+    return torch.where(seen, a.softmax(-1), 0.0).to(logits.dtype)
 
 # %% ../../nbs/model/06_v2p.ipynb #858f0830
 def group_attention(
-    q: torch.Tensor,           # (B, heads, J + 1, d)
-    k: torch.Tensor,           # (B, heads, N, d)
-    v: torch.Tensor,           # (B, heads, N, d)
-    seen: torch.Tensor,        # (B, J + 1) bool
-    groups: torch.Tensor=None, # (B, J + 1, N) bool, for 'hard' only
-    grouping: str="soft"       # as in `group_softmax`
-) -> torch.Tensor: # (B, heads, J + 1, d)
+    q: torch.Tensor,  # (B, heads, J + 1, d)
+    k: torch.Tensor,  # (B, heads, N, d)
+    v: torch.Tensor,  # (B, heads, N, d)
+    seen: torch.Tensor,  # (B, J + 1) bool
+    groups: torch.Tensor = None,  # (B, J + 1, N) bool, for 'hard' only
+    grouping: str = "soft",  # as in `group_softmax`
+) -> torch.Tensor:  # (B, heads, J + 1, d)
     "group_softmax(q k / sqrt(d)) v, on fused kernels where there is one"
-    if grouping == "assign": return group_softmax(q @ k.transpose(-1, -2) * q.shape[-1]**-.5, seen, groups, grouping) @ v
+    if grouping == "assign":
+        return group_softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, seen, groups, grouping) @ v
     keep = None
-    if grouping == "hard": some = groups.any(-1); keep = (groups | ~some[..., None])[:, None]; seen = seen & some
-    return torch.where(seen[:, None, :, None], F.scaled_dot_product_attention(q, k, v, keep), 0.)
+    if grouping == "hard":
+        some = groups.any(-1)
+        keep = (groups | ~some[..., None])[:, None]
+        seen = seen & some
+    return torch.where(seen[:, None, :, None], F.scaled_dot_product_attention(q, k, v, keep), 0.0)
 
 # %% ../../nbs/model/06_v2p.ipynb #23444b39
 def put_frames(
-    x: torch.Tensor,     # (B, T, ...)
-    slots: torch.Tensor, # (B, Tv) int64, each slot at most once
-    new: torch.Tensor    # (B, Tv, ...)
-) -> torch.Tensor: # (B, T, ...), a copy
+    x: torch.Tensor,  # (B, T, ...)
+    slots: torch.Tensor,  # (B, Tv) int64, each slot at most once
+    new: torch.Tensor,  # (B, Tv, ...)
+) -> torch.Tensor:  # (B, T, ...), a copy
     "x, with new frames in those slots"
-    return x.scatter(1, slots[(..., *[None]*(x.ndim - 2))].expand_as(new), new.to(x.dtype))
+    return x.scatter(1, slots[(..., *[None] * (x.ndim - 2))].expand_as(new), new.to(x.dtype))
 
 # %% ../../nbs/model/06_v2p.ipynb #bbdbb21e
 class V2P(nn.Module):
     "Video-enriched pose refinement: pose tokens look at the patches of their frame. Starts as the identity"
-    def __init__(self,
-        D: int,               # width of the tokens
+
+    def __init__(
+        self,
+        D: int,  # width of the tokens
         heads: int,
-        grouping: str="soft"  # as in `group_softmax`
+        grouping: str = "soft",  # as in `group_softmax`
     ):
-        super().__init__(); self.heads, self.grouping = heads, grouping
-        if grouping not in GROUPINGS: raise ValueError(f"v2p_grouping {grouping!r}: expected {', '.join(GROUPINGS)}")
+        super().__init__()
+        self.heads, self.grouping = heads, grouping
+        if grouping not in GROUPINGS:
+            raise ValueError(f"v2p_grouping {grouping!r}: expected {', '.join(GROUPINGS)}")
         self.norm, self.norm_video = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.query, self.key_value, self.out = nn.Linear(D, D), nn.Linear(D, 2*D), nn.Linear(D, D, bias=False)
+        self.query, self.key_value, self.out = (
+            nn.Linear(D, D),
+            nn.Linear(D, 2 * D),
+            nn.Linear(D, D, bias=False),
+        )
         nn.init.zeros_(self.out.weight)
 
-    def forward(self,
-        tokens: torch.Tensor,       # z_p: (B, T, J + 1, D), the background token last
-        video: torch.Tensor,        # z_v: (B, Tv, 1 + N, D), not refined, the class token first
-        slots: torch.Tensor,        # (B, Tv) int64, positions of the video frames among the T pose frames
-        scores: torch.Tensor=None,  # (B, T, J), 0 = missing; None: all joints were seen
-        groups: torch.Tensor=None,  # (B, Tv, J + 1, N) bool, see `group_patches`; for 'hard' only
-        need_weights: bool=False    # also alpha: (B, Tv, heads, J + 1, N); slower
-    ): # z_p^R: (B, T, J + 1, D)
+    def forward(
+        self,
+        tokens: torch.Tensor,  # z_p: (B, T, J + 1, D), the background token last
+        video: torch.Tensor,  # z_v: (B, Tv, 1 + N, D), not refined, the class token first
+        slots: torch.Tensor,  # (B, Tv) int64, positions of the video frames among the T pose frames
+        scores: torch.Tensor = None,  # (B, T, J), 0 = missing; None: all joints were seen
+        groups: torch.Tensor = None,  # (B, Tv, J + 1, N) bool, see `group_patches`; for 'hard' only
+        need_weights: bool = False,  # also alpha: (B, Tv, heads, J + 1, N); slower
+    ):  # z_p^R: (B, T, J + 1, D)
         "The Tv shared frames refined, each in its own slot; the others, and missing joints, as they went in"
-        check_groups(tokens, video, slots, groups, self.grouping); z = take_frames(tokens, slots)
+        check_groups(tokens, video, slots, groups, self.grouping)
+        z = take_frames(tokens, slots)
         q, B = split_heads(self.query(self.norm(z)), self.heads), slots.shape
-        k, v = (split_heads(x, self.heads) for x in self.key_value(self.norm_video(video[:, :, 1:])).chunk(2, -1))
-        seen = torch.ones_like(z[..., 0], dtype=torch.bool) if scores is None else F.pad(take_frames(scores, slots) > 0, (0, 1), value=True)
+        k, v = (
+            split_heads(x, self.heads) for x in self.key_value(self.norm_video(video[:, :, 1:])).chunk(2, -1)
+        )
+        seen = (
+            torch.ones_like(z[..., 0], dtype=torch.bool)
+            if scores is None
+            else F.pad(take_frames(scores, slots) > 0, (0, 1), value=True)
+        )
         about = seen.flatten(0, 1), groups.flatten(0, 1) if groups is not None else None, self.grouping
-        alpha = group_softmax(q @ k.transpose(-1, -2) * q.shape[-1]**-.5, *about) if need_weights else None
+        alpha = group_softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, *about) if need_weights else None
         out = alpha @ v if need_weights else group_attention(q, k, v, *about)
         z = put_frames(tokens, slots, z + self.out(out.transpose(1, 2).flatten(2).unflatten(0, B)))
         return (z, alpha.unflatten(0, B)) if need_weights else z
@@ -103,7 +127,9 @@ def check_groups(tokens, video, slots, groups, grouping):
     "ValueError in one line for inputs of V2P that do not belong together"
     (B, _, P, _), (_, Tv, L, _) = tokens.shape, video.shape
     if slots.shape != (B, Tv) or len(video) != B:
-        raise ValueError(f"slots {tuple(slots.shape)}, video {tuple(video.shape)}: expected ({B}, Tv) and ({B}, Tv, 1 + N, D)")
+        raise ValueError(
+            f"slots {tuple(slots.shape)}, video {tuple(video.shape)}: expected ({B}, Tv) and ({B}, Tv, 1 + N, D)"
+        )
     if grouping == "hard" and (groups is None or groups.shape != (B, Tv, P, L - 1)):
         found = None if groups is None else tuple(groups.shape)
         raise ValueError(f"groups {found}: expected {(B, Tv, P, L - 1)}, because v2p_grouping is 'hard'")

@@ -49,6 +49,7 @@ def pairs_of(
         key.setdefault((d.takeoff in ("Forward", "Inward"), *d[1:]), []).append(i)
     return [tuple(v) for v in key.values() if len(v) == 2]
 
+
 def within_pairs(
     probs: torch.Tensor,  # (n, C)
     labels: torch.Tensor,  # (n,)
@@ -56,7 +57,9 @@ def within_pairs(
 ) -> float:  # nan without a clip of a pair; chance is 0.5
     "Accuracy over the clips of all pairs when only the two classes of a clip's pair compete"
     right = [
-        (probs[m][:, p].argmax(1) == (labels[m] == p[1]).long()) for p in map(list, pairs) for m in [(labels == p[0]) | (labels == p[1])]
+        (probs[m][:, p].argmax(1) == (labels[m] == p[1]).long())
+        for p in map(list, pairs)
+        for m in [(labels == p[0]) | (labels == p[1])]
     ]
     right = torch.cat(right) if right else torch.zeros(0)
     return right.float().mean().item() if len(right) else float("nan")
@@ -83,7 +86,10 @@ class Result:
         s = self.scores
         p = within_pairs(self.probs, self.labels, self.pairs)
         return {k: round(s[k], 4) for k in ("top1", "top5", "mean_class")} | dict(
-            within_pairs=None if p != p else round(p, 4), clips=len(self.names), views=self.views, broken=len(self.broken)
+            within_pairs=None if p != p else round(p, 4),
+            clips=len(self.names),
+            views=self.views,
+            broken=len(self.broken),
         )
 
 # %% ../../nbs/train/03_evaluate.ipynb #3cff3e7a
@@ -91,12 +97,15 @@ def save_result(path, result: Result):
     "Write a result as JSON, whole or not at all"
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    d = vars(result) | dict(probs=[[round(p, 5) for p in r] for r in result.probs.tolist()], labels=result.labels.tolist())
+    d = vars(result) | dict(
+        probs=[[round(p, 5) for p in r] for r in result.probs.tolist()], labels=result.labels.tolist()
+    )
     try:
         tmp.write_text(json.dumps(dict(summary=result.summary(), **d)) + "\n", encoding="utf-8")
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
 
 def load_result(path) -> Result:
     "Read what `save_result` wrote; ValueError names the file and what is wrong"
@@ -125,7 +134,9 @@ def evaluate(
 
     clipset = dataset.clipset
     if len(texts) != len(clipset.classes):
-        raise ValueError(f"{len(texts)} label texts for {len(clipset.classes)} classes: expected one per class")
+        raise ValueError(
+            f"{len(texts)} label texts for {len(clipset.classes)} classes: expected one per class"
+        )
     device = device or model.logit_scale.device
     was = model.training
     model.eval()
@@ -143,7 +154,14 @@ def evaluate(
         if not len(batch):
             continue
         b = batch.to(device)
-        probs = (model.scale * model.similarity(model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text)).softmax(1).cpu()
+        probs = (
+            (
+                model.scale
+                * model.similarity(model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text)
+            )
+            .softmax(1)
+            .cpu()
+        )
         for name, label, p in zip(b.names, b.labels.tolist(), probs):
             total.setdefault(name, [label]).append(p)
     model.train(was)
@@ -155,7 +173,16 @@ def evaluate(
             f"{clipset.name} {clipset.split}: none of {len(clipset)} clips could be read "
             f"({next(iter(skipping.broken.values()), 'no clips')})"
         )
-    return Result(torch.stack(probs), labels, names, list(clipset.classes), _pairs(clipset), dataset.views, dict(skipping.broken))
+    return Result(
+        torch.stack(probs),
+        labels,
+        names,
+        list(clipset.classes),
+        _pairs(clipset),
+        dataset.views,
+        dict(skipping.broken),
+    )
+
 
 def _pairs(clipset):
     "Pairs, where the labels are Diving48's"
@@ -176,7 +203,9 @@ def plot_confusion(
     m = result.scores["confusion"].float()
     m = m / m.sum(1, keepdim=True).clamp(min=1)
     C = len(m)
-    order = [*dict.fromkeys([c for pair in result.pairs for c in pair] + [*range(C)])]  # partners stand side by side
+    order = [
+        *dict.fromkeys([c for pair in result.pairs for c in pair] + [*range(C)])
+    ]  # partners stand side by side
     m = m[order][:, order]
     ax.imshow(m, cmap="Blues", vmin=0, vmax=1)
     ax.set(xlabel="said", ylabel="truth")
@@ -184,7 +213,15 @@ def plot_confusion(
     ax.set_yticks(range(C), [f"{result.classes[c]} ({c})" for c in order], fontsize=7)
     if C <= 16:
         [
-            ax.text(j, i, f"{m[i, j]:.0%}", ha="center", va="center", fontsize=6, color="white" if m[i, j] > 0.6 else "black")
+            ax.text(
+                j,
+                i,
+                f"{m[i, j]:.0%}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if m[i, j] > 0.6 else "black",
+            )
             for i in range(C)
             for j in range(C)
             if m[i, j] > 0.005

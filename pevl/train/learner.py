@@ -19,110 +19,161 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from ..data.pose import ClipTransform
-from ..data.datasets import Batch, ClipDataset, ClipSet, Skipping, check_splits, collate, read_diving48, sample_generator
+from pevl.data.datasets import (
+    Batch,
+    ClipDataset,
+    ClipSet,
+    Skipping,
+    check_splits,
+    collate,
+    read_diving48,
+    sample_generator,
+)
 from ..data.text import prompt
 from ..loss.contrastive import contrastive_loss
 from ..model.pevl import PeVL, create_model, save_model
 from .evaluate import Result, evaluate, save_result
-from .recipe import TrainConfig, changes, from_dict, lr_factor, param_groups, progress, set_lr, to_dict
+from pevl.train.recipe import (
+    TrainConfig,
+    changes,
+    from_dict,
+    lr_factor,
+    param_groups,
+    progress,
+    set_lr,
+    to_dict,
+)
 
 # %% ../../nbs/train/02_learner.ipynb #e94169fe
 class EpochBatches:
     "Batches of clip numbers: a function of (seed, epoch), that can start in the middle"
-    def __init__(self,
-        n: int,            # clips
-        batch_size: int,   # clips per step and process
-        seed: int=0,       # of the run
-        rank: int=0,       # number of this process
-        world: int=1       # processes
+
+    def __init__(
+        self,
+        n: int,  # clips
+        batch_size: int,  # clips per step and process
+        seed: int = 0,  # of the run
+        rank: int = 0,  # number of this process
+        world: int = 1,  # processes
     ):
         self.n, self.size, self.seed, self.rank, self.world = n, min(batch_size, n), seed, rank, world
         self.epoch = self.first = 0
 
-    def __len__(self): return max(1, self.n // (self.size*self.world)) # steps of a whole epoch
-    def start(self, epoch: int, first: int=0): self.epoch, self.first = epoch, first
+    def __len__(self):
+        return max(1, self.n // (self.size * self.world))  # steps of a whole epoch
+
+    def start(self, epoch: int, first: int = 0):
+        self.epoch, self.first = epoch, first
 
     def __iter__(self):
-        order = torch.randperm(self.n, generator=sample_generator(self.seed, self.epoch, self.n)).split(self.size)
-        for k in range(self.first, len(self)): yield order[(k*self.world + self.rank) % len(order)].tolist()
+        order = torch.randperm(self.n, generator=sample_generator(self.seed, self.epoch, self.n)).split(
+            self.size
+        )
+        for k in range(self.first, len(self)):
+            yield order[(k * self.world + self.rank) % len(order)].tolist()
 
 # %% ../../nbs/train/02_learner.ipynb #0f1e8d65
 def seed_step(
-    seed: int,   # of the run
-    step: int,   # since the beginning of the run
-    rank: int=0  # number of this process
+    seed: int,  # of the run
+    step: int,  # since the beginning of the run
+    rank: int = 0,  # number of this process
 ):
     "Make the randomness inside the network a function of (seed, step)"
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank, 77]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, step, rank, 77]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
 
 # %% ../../nbs/train/02_learner.ipynb #a83b69b6
 @dataclass
 class State:
     "Where a run stands; with the trainable tensors and the optimizer, all that a resumed run needs"
-    epoch: int = 0        # epochs that are over
-    batch: int = 0        # steps done in the present epoch
-    step: int = 0         # steps since the beginning
-    elapsed: float = 0.   # seconds of training and of looking at the test set, up to the last step
-    pending: bool = False # the last epoch has not been evaluated yet
-    sums: list = field(default_factory=lambda: [0., 0, 0, 0.]) # of this epoch: loss × clips, right, clips, seconds
-    rows: list = field(default_factory=list)   # lines of log.csv
-    broken: dict = field(default_factory=dict) # training clips that could not be read: name -> reason
+
+    epoch: int = 0  # epochs that are over
+    batch: int = 0  # steps done in the present epoch
+    step: int = 0  # steps since the beginning
+    elapsed: float = 0.0  # seconds of training and of looking at the test set, up to the last step
+    pending: bool = False  # the last epoch has not been evaluated yet
+    sums: list = field(
+        default_factory=lambda: [0.0, 0, 0, 0.0]
+    )  # of this epoch: loss × clips, right, clips, seconds
+    rows: list = field(default_factory=list)  # lines of log.csv
+    broken: dict = field(default_factory=dict)  # training clips that could not be read: name -> reason
 
 # %% ../../nbs/train/02_learner.ipynb #7572a8d7
 def fingerprint(
-    model # nn.Module
-) -> str: # 12 hex digits
+    model,  # nn.Module
+) -> str:  # 12 hex digits
     "Checksum of the frozen parameters"
     h = hashlib.sha256()
     for name, p in model.named_parameters():
-        if not p.requires_grad: h.update(name.encode()); h.update(p.detach().cpu().contiguous().numpy().tobytes())
+        if not p.requires_grad:
+            h.update(name.encode())
+            h.update(p.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
 # %% ../../nbs/train/02_learner.ipynb #2b9bbfbd
 @contextmanager
 def naming(path):
     "An OSError in here is about this path, whatever temporary file it met"
-    try: yield
-    except OSError as e: raise type(e)(e.errno, e.strerror or str(e), str(path)) from None
+    try:
+        yield
+    except OSError as e:
+        raise type(e)(e.errno, e.strerror or str(e), str(path)) from None
+
 
 def write_atomic(
-    path, # of the file
-    data  # str or bytes
+    path,  # of the file
+    data,  # str or bytes
 ):
     "Write a file in one piece: a temporary file takes the name once it is whole"
-    path = Path(path); part = path.with_name(f".{path.name}.part")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
     with naming(path):
         try:
-            with open(part, "wb") as f: f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
+            with open(part, "wb") as f:
+                f.write(data.encode() if isinstance(data, str) else data)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(part, path)
         except OSError:
-            with suppress(OSError): part.unlink()
+            with suppress(OSError):
+                part.unlink()
             raise
 
 # %% ../../nbs/train/02_learner.ipynb #2638932b
-PARTS = {"state", "weights", "optimizer", "scaler", "recipe", "frozen", "data"} # of a checkpoint
+PARTS = {"state", "weights", "optimizer", "scaler", "recipe", "frozen", "data"}  # of a checkpoint
 NO_CHECKPOINT = "{}: not a checkpoint of a run, or damaged"
 
-def save_checkpoint(path, **parts): # one value for each name in PARTS
-    "Write tensors and plain values to one file, whole or not at all"
-    box = io.BytesIO(); torch.save(parts, box); write_atomic(path, box.getbuffer())
 
-def load_checkpoint(path) -> dict: # its parts, with `state` a State and `recipe` a TrainConfig
+def save_checkpoint(path, **parts):  # one value for each name in PARTS
+    "Write tensors and plain values to one file, whole or not at all"
+    box = io.BytesIO()
+    torch.save(parts, box)
+    write_atomic(path, box.getbuffer())
+
+
+def load_checkpoint(path) -> dict:  # its parts, with `state` a State and `recipe` a TrainConfig
     "Read what `save_checkpoint` wrote; nothing is unpickled. ValueError for any other file"
     try:
         parts = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(parts, dict) or parts.keys() != PARTS: raise ValueError(PARTS)
+        if not isinstance(parts, dict) or parts.keys() != PARTS:
+            raise ValueError(PARTS)
         return parts | dict(state=State(**parts["state"]), recipe=from_dict(parts["recipe"]))
-    except OSError: raise
-    except Exception: raise ValueError(NO_CHECKPOINT.format(path)) from None # whatever torch makes of a torn file
+    except OSError:
+        raise
+    except Exception:
+        raise ValueError(NO_CHECKPOINT.format(path)) from None  # whatever torch makes of a torn file
 
 # %% ../../nbs/train/02_learner.ipynb #157a32d8
 class Interrupted(KeyboardInterrupt):
     "The run was asked to stop and has saved its state; the text is one line"
 
+
 class Stop:
     "Context manager: the first Ctrl-C or SIGTERM sets `asked`, the second one ends the process with status 130"
-    def __init__(self): self.asked, self.at_once, self.old = False, False, {}
+
+    def __init__(self):
+        self.asked, self.at_once, self.old = False, False, {}
 
     def __enter__(self):
         self.asked = False
@@ -131,241 +182,388 @@ class Stop:
         return self
 
     def __exit__(self, *error):
-        for s, h in self.old.items(): signal.signal(s, h)
+        for s, h in self.old.items():
+            signal.signal(s, h)
 
     def handle(self, *_):
-        if self.asked: os._exit(130)
+        if self.asked:
+            os._exit(130)
         self.asked = True
-        if self.at_once: raise KeyboardInterrupt
+        if self.at_once:
+            raise KeyboardInterrupt
 
     @contextmanager
     def interruptible(self):
         "In here a signal is a KeyboardInterrupt at once, and so is one that came before"
         self.at_once = True
         try:
-            if self.asked: raise KeyboardInterrupt
+            if self.asked:
+                raise KeyboardInterrupt
             yield
-        finally: self.at_once = False
+        finally:
+            self.at_once = False
 
 # %% ../../nbs/train/02_learner.ipynb #df45e03e
 def clock(seconds: float) -> str:
     "0:07, 12:30, 1:02:03"
-    m, s = divmod(max(0, round(seconds)), 60); h, m = divmod(m, 60)
+    m, s = divmod(max(0, round(seconds)), 60)
+    h, m = divmod(m, 60)
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
 
 class Reporter:
     "A bar on a terminal, short plain lines elsewhere, nothing at all if not enabled"
-    def __init__(self, enabled=True, every=20., file=None): # seconds between two lines; None: stderr
-        self.file = file or sys.stderr; self.enabled, self.every, self.bar = enabled, every, None
-        self.start = self.last = time.monotonic(); self.first = None
+
+    def __init__(self, enabled=True, every=20.0, file=None):  # seconds between two lines; None: stderr
+        self.file = file or sys.stderr
+        self.enabled, self.every, self.bar = enabled, every, None
+        self.start = self.last = time.monotonic()
+        self.first = None
         if enabled and self.file.isatty():
             from tqdm import tqdm
-            self.bar = tqdm(total=1000, bar_format="{desc} {percentage:3.0f}%|{bar:20}| {postfix}", file=self.file, dynamic_ncols=True)
 
-    def tick(self, p: float, epoch: str, **values): # progress 0..1
+            self.bar = tqdm(
+                total=1000,
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {postfix}",
+                file=self.file,
+                dynamic_ncols=True,
+            )
+
+    def tick(self, p: float, epoch: str, **values):  # progress 0..1
         "Show how far it is; `values` are texts"
-        if not self.enabled: return
-        now = time.monotonic(); self.first = p if self.first is None else self.first
-        left = (now - self.start)*(1 - p)/(p - self.first) if p > self.first else None
-        parts = [f"{k} {v}" for k, v in values.items()] + ([f"{clock(left)} left"] if left is not None else [])
+        if not self.enabled:
+            return
+        now = time.monotonic()
+        self.first = p if self.first is None else self.first
+        left = (now - self.start) * (1 - p) / (p - self.first) if p > self.first else None
+        parts = [f"{k} {v}" for k, v in values.items()] + (
+            [f"{clock(left)} left"] if left is not None else []
+        )
         if self.bar is not None:
-            self.bar.n = round(1000*p); self.bar.set_description_str(epoch, refresh=False); self.bar.set_postfix_str(" · ".join(parts))
-        elif now - self.last >= self.every: self.last = now; self.say(" · ".join([f"{100*p:.0f} %", epoch, *parts]))
+            self.bar.n = round(1000 * p)
+            self.bar.set_description_str(epoch, refresh=False)
+            self.bar.set_postfix_str(" · ".join(parts))
+        elif now - self.last >= self.every:
+            self.last = now
+            self.say(" · ".join([f"{100 * p:.0f} %", epoch, *parts]))
 
     def say(self, text: str):
         "One line of its own"
-        if self.bar is not None: self.bar.write(text, file=self.file)
-        elif self.enabled: print(text, file=self.file, flush=True)
+        if self.bar is not None:
+            self.bar.write(text, file=self.file)
+        elif self.enabled:
+            print(text, file=self.file, flush=True)
 
     def close(self):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 # %% ../../nbs/train/02_learner.ipynb #ce36cea0
 def batch_loss(
-    model,            # PeVL, or the same behind accelerate's wrappers
-    core: PeVL,       # without wrappers
-    batch: Batch,     # B clips, on the model's device
-    texts: list[str]  # C prompts
-) -> tuple[torch.Tensor, torch.Tensor]: # loss, number of clips whose label is the most similar one of the batch
+    model,  # PeVL, or the same behind accelerate's wrappers
+    core: PeVL,  # without wrappers
+    batch: Batch,  # B clips, on the model's device
+    texts: list[str],  # C prompts
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # loss, number of clips whose label is the most similar one of the batch
     "The contrastive loss of one batch"
     labels, index = batch.labels.unique(return_inverse=True)
-    similarity = core.similarity(model(batch, [texts[i] for i in labels.tolist()])) # (B, U), U different labels
-    return contrastive_loss(similarity[:, index], batch.labels, core.scale), (similarity.argmax(1) == index).sum()
+    similarity = core.similarity(
+        model(batch, [texts[i] for i in labels.tolist()])
+    )  # (B, U), U different labels
+    return contrastive_loss(similarity[:, index], batch.labels, core.scale), (
+        similarity.argmax(1) == index
+    ).sum()
 
 # %% ../../nbs/train/02_learner.ipynb #eac64ebe
 class Learner:
     "Trains a model on one set of clips and evaluates it on another; everything it writes goes into one folder"
-    def __init__(self,
+
+    def __init__(
+        self,
         model: PeVL,
         train_set: ClipSet,
         test_set: ClipSet,
         config: TrainConfig,
-        out,                # folder of the run, made if needed
-        progress: bool=True # show how it goes on stderr
+        out,  # folder of the run, made if needed
+        progress: bool = True,  # show how it goes on stderr
     ):
         self.config, self.out, self.train_set, self.test_set = config, Path(out), train_set, test_set
         self.state, self.stop, self.frozen, self.loss = State(), Stop(), fingerprint(model), None
         self.texts = [prompt(c, config.data.kind, config.data.template) for c in train_set.classes]
-        prepare_model(self, model); prepare_data(self, model.config)
-        self.steps = len(self.batches)*config.optim.epochs # planned
-        self.say = Reporter(progress and self.acc.is_main_process); self.clock = self.saved = time.monotonic()
+        prepare_model(self, model)
+        prepare_data(self, model.config)
+        self.steps = len(self.batches) * config.optim.epochs  # planned
+        self.say = Reporter(progress and self.acc.is_main_process)
+        self.clock = self.saved = time.monotonic()
 
-    def fit(self,
-        resume: bool=False # go on where the folder's run stopped; from the beginning if it holds none
-    ) -> dict: # summary
+    def fit(
+        self,
+        resume: bool = False,  # go on where the folder's run stopped; from the beginning if it holds none
+    ) -> dict:  # summary
         "Train, evaluate, write model.safetensors, result.json, log.csv and summary.json"
         check_out(self.out, resume)
-        if resume and self.file("checkpoint.pt").exists(): restore(self)
-        open_folder(self); self.clock = self.saved = time.monotonic()
+        if resume and self.file("checkpoint.pt").exists():
+            restore(self)
+        open_folder(self)
+        self.clock = self.saved = time.monotonic()
         with self.stop:
             try:
-                result = end_epoch(self) if self.state.pending else None # stopped between an epoch and its evaluation
-                while not self.over(): run_epoch(self); result = end_epoch(self)
-                return finish(self, result or end_epoch(self))           # a finished run is evaluated once more
-            finally: self.say.close()
+                result = (
+                    end_epoch(self) if self.state.pending else None
+                )  # stopped between an epoch and its evaluation
+                while not self.over():
+                    run_epoch(self)
+                    result = end_epoch(self)
+                return finish(self, result or end_epoch(self))  # a finished run is evaluated once more
+            finally:
+                self.say.close()
 
-    def file(self, name) -> Path: return self.out/name
-    def after_step(self): "For subclasses: called after every step, when `loss` is the step's loss"
+    def file(self, name) -> Path:
+        return self.out / name
 
-    def done(self, ahead: float=0.) -> float: # 0 to 1, `ahead` steps from now
+    def after_step(self):
+        "For subclasses: called after every step, when `loss` is the step's loss"
+
+    def done(self, ahead: float = 0.0) -> float:  # 0 to 1, `ahead` steps from now
         "How far the run is, by steps or by time"
         o, s = self.config.optim, self.state
-        return progress(s.step + ahead, self.steps, s.elapsed, o.max_minutes and 60*o.max_minutes)
+        return progress(s.step + ahead, self.steps, s.elapsed, o.max_minutes and 60 * o.max_minutes)
 
-    def over(self) -> bool: return self.state.epoch >= self.config.optim.epochs or self.done() >= 1
+    def over(self) -> bool:
+        return self.state.epoch >= self.config.optim.epochs or self.done() >= 1
 
 # %% ../../nbs/train/02_learner.ipynb #0ff0fb66
 def prepare_model(l: Learner, model: PeVL):
     "Model and optimizer in accelerate's hands; `core` is the model without wrappers"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    AcceleratorState._reset_state() # one process may run several precisions, one after another
+
+    AcceleratorState._reset_state()  # one process may run several precisions, one after another
     l.acc, o = Accelerator(mixed_precision=l.config.amp), l.config.optim
-    l.model, l.optimizer = l.acc.prepare(model, torch.optim.AdamW(param_groups(model, o.weight_decay), lr=o.lr, betas=o.betas))
-    l.core = l.acc.unwrap_model(l.model); l.trainable = {n: p for n, p in l.core.named_parameters() if p.requires_grad}
+    l.model, l.optimizer = l.acc.prepare(
+        model, torch.optim.AdamW(param_groups(model, o.weight_decay), lr=o.lr, betas=o.betas)
+    )
+    l.core = l.acc.unwrap_model(l.model)
+    l.trainable = {n: p for n, p in l.core.named_parameters() if p.requires_grad}
+
 
 def loader_process(_):
     "A loader process leaves Ctrl-C to the main process"
-    signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_DFL); torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
 
-def prepare_data(l: Learner, m): # PeVLConfig
+
+def prepare_data(l: Learner, m):  # PeVLConfig
     "Both sets of clips, and the batches of the first; loader processes stay alive from epoch to epoch"
-    d, kw = l.config.data, dict(T=m.T, Tv=m.Tv, size=m.size, layout=m.layout, seed=l.config.seed, cache=l.config.data.cache)
+    d, kw = (
+        l.config.data,
+        dict(T=m.T, Tv=m.Tv, size=m.size, layout=m.layout, seed=l.config.seed, cache=l.config.data.cache),
+    )
     kw |= dict(require_pose="pose" in m.modalities, read_video="video" in m.modalities, cache_bytes=4 << 30)
-    crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.), layout=m.layout)
-    l.data, l.test_data = Skipping(ClipDataset(l.train_set, train=True, transform=crop, **kw)), ClipDataset(l.test_set, views=d.views, **kw)
-    l.batches = EpochBatches(len(l.train_set), d.batch_size, l.config.seed, l.acc.process_index, l.acc.num_processes)
+    crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.0), layout=m.layout)
+    l.data, l.test_data = (
+        Skipping(ClipDataset(l.train_set, train=True, transform=crop, **kw)),
+        ClipDataset(l.test_set, views=d.views, **kw),
+    )
+    l.batches = EpochBatches(
+        len(l.train_set), d.batch_size, l.config.seed, l.acc.process_index, l.acc.num_processes
+    )
     alive = dict(worker_init_fn=loader_process, persistent_workers=True) if d.workers else {}
-    l.loader = DataLoader(l.data, batch_sampler=l.batches, num_workers=d.workers, collate_fn=collate,
-                          pin_memory=l.acc.device.type == "cuda", **alive)
+    l.loader = DataLoader(
+        l.data,
+        batch_sampler=l.batches,
+        num_workers=d.workers,
+        collate_fn=collate,
+        pin_memory=l.acc.device.type == "cuda",
+        **alive,
+    )
 
 # %% ../../nbs/train/02_learner.ipynb #9676f850
-def agree(acc, *values) -> list[float]: # Accelerator, numbers
+def agree(acc, *values) -> list[float]:  # Accelerator, numbers
     "The largest of each value over all processes"
-    if acc.num_processes == 1: return [*values]
+    if acc.num_processes == 1:
+        return [*values]
     return acc.gather(torch.tensor([values], dtype=torch.float64, device=acc.device)).amax(0).tolist()
+
 
 def train_step(
     l: Learner,
-    batch: Batch # B clips; none if all of them are broken
+    batch: Batch,  # B clips; none if all of them are broken
 ):
     "What a recipe does with one batch"
-    c, s = l.config, l.state; seed_step(c.seed, s.step, l.acc.process_index)
-    if agree(l.acc, len(batch) == 0)[0]: return
-    set_lr(l.optimizer, c.optim.lr, l.done(.5), c.optim.warmup_epochs/c.optim.epochs)
-    loss, right = batch_loss(l.model, l.core, batch.to(l.acc.device), l.texts); l.loss = loss.item()
+    c, s = l.config, l.state
+    seed_step(c.seed, s.step, l.acc.process_index)
+    if agree(l.acc, len(batch) == 0)[0]:
+        return
+    set_lr(l.optimizer, c.optim.lr, l.done(0.5), c.optim.warmup_epochs / c.optim.epochs)
+    loss, right = batch_loss(l.model, l.core, batch.to(l.acc.device), l.texts)
+    l.loss = loss.item()
     if not math.isfinite(l.loss):
-        raise ValueError(f"the loss is {l.loss} in epoch {s.epoch + 1}, step {s.batch + 1}: try a smaller --lr, or --amp no")
+        raise ValueError(
+            f"the loss is {l.loss} in epoch {s.epoch + 1}, step {s.batch + 1}: try a smaller --lr, or --amp no"
+        )
     l.acc.backward(loss)
-    if c.optim.clip_grad: l.acc.clip_grad_norm_(l.trainable.values(), c.optim.clip_grad)
-    l.optimizer.step(); l.optimizer.zero_grad(); n = len(batch)
-    s.sums = [s.sums[0] + l.loss*n, s.sums[1] + int(right), s.sums[2] + n, s.sums[3]]
+    if c.optim.clip_grad:
+        l.acc.clip_grad_norm_(l.trainable.values(), c.optim.clip_grad)
+    l.optimizer.step()
+    l.optimizer.zero_grad()
+    n = len(batch)
+    s.sums = [s.sums[0] + l.loss * n, s.sums[1] + int(right), s.sums[2] + n, s.sums[3]]
 
 # %% ../../nbs/train/02_learner.ipynb #1280f79b
-KEEP = ("data.workers", "data.cache", "optim.max_minutes", "eval_every", "tensorboard") # may change when a run is resumed
+KEEP = (
+    "data.workers",
+    "data.cache",
+    "optim.max_minutes",
+    "eval_every",
+    "tensorboard",
+)  # may change when a run is resumed
+
 
 def save(l: Learner):
     "Write checkpoint.pt"
     l.saved, scaler = time.monotonic(), getattr(l.acc, "scaler", None)
     if l.acc.is_main_process:
-        save_checkpoint(l.file("checkpoint.pt"), state=asdict(l.state), weights={n: p.detach().cpu() for n, p in l.trainable.items()},
-                        optimizer=l.optimizer.state_dict(), scaler=scaler.state_dict() if scaler else {},
-                        recipe=to_dict(l.config), frozen=l.frozen, data=l.train_set.checksum)
+        save_checkpoint(
+            l.file("checkpoint.pt"),
+            state=asdict(l.state),
+            weights={n: p.detach().cpu() for n, p in l.trainable.items()},
+            optimizer=l.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler else {},
+            recipe=to_dict(l.config),
+            frozen=l.frozen,
+            data=l.train_set.checksum,
+        )
+
 
 def restore(l: Learner):
     "Take up what `save` wrote; ValueError says why it belongs to another run"
-    path = l.file("checkpoint.pt"); c = load_checkpoint(path); wrong = changes(l.config, c["recipe"], KEEP); s = l.train_set.checksum
-    if c["data"] != s: wrong.append(f"the label files' checksum is {c['data']}, expected {s}")
+    path = l.file("checkpoint.pt")
+    c = load_checkpoint(path)
+    wrong = changes(l.config, c["recipe"], KEEP)
+    s = l.train_set.checksum
+    if c["data"] != s:
+        wrong.append(f"the label files' checksum is {c['data']}, expected {s}")
     shapes = lambda weights: {n: p.shape for n, p in weights.items()}
-    if c["frozen"] != l.frozen or shapes(c["weights"]) != shapes(l.trainable): wrong.append("it belongs to another model")
-    if wrong: raise ValueError(f"{path}: cannot be resumed: {'; '.join(wrong)}")
-    try: l.optimizer.load_state_dict(c["optimizer"])
-    except (ValueError, KeyError, TypeError): raise ValueError(NO_CHECKPOINT.format(path)) from None
-    with torch.no_grad(): [p.copy_(c["weights"][n]) for n, p in l.trainable.items()]
+    if c["frozen"] != l.frozen or shapes(c["weights"]) != shapes(l.trainable):
+        wrong.append("it belongs to another model")
+    if wrong:
+        raise ValueError(f"{path}: cannot be resumed: {'; '.join(wrong)}")
+    try:
+        l.optimizer.load_state_dict(c["optimizer"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(NO_CHECKPOINT.format(path)) from None
+    with torch.no_grad():
+        [p.copy_(c["weights"][n]) for n, p in l.trainable.items()]
     l.state = c["state"]
-    if c["scaler"] and getattr(l.acc, "scaler", None): l.acc.scaler.load_state_dict(c["scaler"])
+    if c["scaler"] and getattr(l.acc, "scaler", None):
+        l.acc.scaler.load_state_dict(c["scaler"])
 
 # %% ../../nbs/train/02_learner.ipynb #f341c9ab
 def check_out(
-    out, # folder of a run
-    resume: bool
+    out,  # folder of a run
+    resume: bool,
 ):
     "ValueError if the folder holds a run that nobody asked to resume, or one that cannot be resumed"
-    held = [n for n in ("checkpoint.pt", "model.safetensors", "summary.json") if (Path(out)/n).exists()]
-    if held and not resume: raise ValueError(f"{out}: holds a run already ({held[0]}), expected --resume or another folder")
-    if held and "checkpoint.pt" not in held: raise ValueError(f"{out}: holds {held[0]} but no checkpoint.pt to resume")
+    held = [n for n in ("checkpoint.pt", "model.safetensors", "summary.json") if (Path(out) / n).exists()]
+    if held and not resume:
+        raise ValueError(f"{out}: holds a run already ({held[0]}), expected --resume or another folder")
+    if held and "checkpoint.pt" not in held:
+        raise ValueError(f"{out}: holds {held[0]} but no checkpoint.pt to resume")
+
 
 def open_folder(l: Learner):
     "Make the folder, write the recipe into it, fill the cache"
-    with naming(l.out): l.out.mkdir(parents=True, exist_ok=True)
-    if l.acc.is_main_process: write_atomic(l.file("recipe.json"), json.dumps(to_dict(l.config), indent=1) + "\n")
-    if l.config.data.cache and l.test_data.read_video: l.data.preload(); l.test_data.preload()
+    with naming(l.out):
+        l.out.mkdir(parents=True, exist_ok=True)
+    if l.acc.is_main_process:
+        write_atomic(l.file("recipe.json"), json.dumps(to_dict(l.config), indent=1) + "\n")
+    if l.config.data.cache and l.test_data.read_video:
+        l.data.preload()
+        l.test_data.preload()
 
 # %% ../../nbs/train/02_learner.ipynb #332e19ce
-MAX_BROKEN = .01  # share of the clips that may be broken
+MAX_BROKEN = 0.01  # share of the clips that may be broken
+
 
 def check_broken(
-    broken: dict, # name -> reason
-    clips: int,   # of the set
-    what: str     # named in the message
+    broken: dict,  # name -> reason
+    clips: int,  # of the set
+    what: str,  # named in the message
 ):
     "ValueError if more than one clip in a hundred could not be read"
-    if len(broken) > MAX_BROKEN*clips:
+    if len(broken) > MAX_BROKEN * clips:
         first = next(iter(broken.values()))
-        raise ValueError(f"{what}: {len(broken)} of {clips} clips are broken, expected at most {MAX_BROKEN:.0%}; the first: {first}")
+        raise ValueError(
+            f"{what}: {len(broken)} of {clips} clips are broken, expected at most {MAX_BROKEN:.0%}; the first: {first}"
+        )
+
 
 def note_broken(l: Learner, batch: Batch):
     "Count the broken clips of a batch that are new, and report them if the run goes on"
     from accelerate.utils import gather_object
+
     new = {name: reason for name, reason in gather_object(batch.broken) if name not in l.state.broken}
-    l.state.broken |= new; check_broken(l.state.broken, len(l.train_set), f"{l.train_set.name} train")
-    for reason in new.values(): l.say.say(f"skipped a broken clip: {reason}")
+    l.state.broken |= new
+    check_broken(l.state.broken, len(l.train_set), f"{l.train_set.name} train")
+    for reason in new.values():
+        l.say.say(f"skipped a broken clip: {reason}")
 
 # %% ../../nbs/train/02_learner.ipynb #c0702fbb
-SAVE_EVERY = 600. # seconds between two checkpoints within a long epoch
+SAVE_EVERY = 600.0  # seconds between two checkpoints within a long epoch
 
-def tick(l: Learner) -> tuple[bool, float]: # somebody asked to stop; seconds since the last tick
+
+def tick(l: Learner) -> tuple[bool, float]:  # somebody asked to stop; seconds since the last tick
     "Look at the flag and at the clock"
-    now = time.monotonic(); asked, took = agree(l.acc, l.stop.asked, now - l.clock)
-    l.clock = now; l.state.elapsed += took; return bool(asked), took
+    now = time.monotonic()
+    asked, took = agree(l.acc, l.stop.asked, now - l.clock)
+    l.clock = now
+    l.state.elapsed += took
+    return bool(asked), took
+
 
 def run_epoch(l: Learner):
     "The steps of one epoch, or what is left of it; Interrupted if somebody asked to stop"
-    s = l.state; l.data.set_epoch(s.epoch); l.batches.start(s.epoch, s.batch); l.core.train(); asked = False
+    s = l.state
+    l.data.set_epoch(s.epoch)
+    l.batches.start(s.epoch, s.batch)
+    l.core.train()
+    asked = False
     for batch in l.loader:
-        note_broken(l, batch); train_step(l, batch); s.step += 1; s.batch += 1
-        l.after_step(); asked, took = tick(l); s.sums[3] += took; tell(l)
-        if asked or l.done() >= 1: break
-        if time.monotonic() - l.saved > SAVE_EVERY: save(l)
-    if s.batch >= len(l.batches) or l.done() >= 1: s.epoch, s.batch, s.pending = s.epoch + 1, 0, True
+        note_broken(l, batch)
+        train_step(l, batch)
+        s.step += 1
+        s.batch += 1
+        l.after_step()
+        asked, took = tick(l)
+        s.sums[3] += took
+        tell(l)
+        if asked or l.done() >= 1:
+            break
+        if time.monotonic() - l.saved > SAVE_EVERY:
+            save(l)
+    if s.batch >= len(l.batches) or l.done() >= 1:
+        s.epoch, s.batch, s.pending = s.epoch + 1, 0, True
     save(l)
-    if asked: raise Interrupted(f"stopped after {s.step} of {l.steps} steps; saved in {l.out}, go on with --resume")
+    if asked:
+        raise Interrupted(f"stopped after {s.step} of {l.steps} steps; saved in {l.out}, go on with --resume")
+
 
 def tell(l: Learner):
     "Say how it goes"
-    loss, right, n, seconds = l.state.sums; epochs = l.config.optim.epochs
-    if n: l.say.tick(l.done(), f"epoch {l.state.epoch + 1}/{epochs}", loss=f"{loss/n:.3f}", accuracy=f"{right/n:.0%}",
-                     speed=f"{n/max(seconds, 1e-9):.1f} clips/s")
+    loss, right, n, seconds = l.state.sums
+    epochs = l.config.optim.epochs
+    if n:
+        l.say.tick(
+            l.done(),
+            f"epoch {l.state.epoch + 1}/{epochs}",
+            loss=f"{loss / n:.3f}",
+            accuracy=f"{right / n:.0%}",
+            speed=f"{n / max(seconds, 1e-9):.1f} clips/s",
+        )
 
 # %% ../../nbs/train/02_learner.ipynb #01988d98
 def look(l: Learner) -> Result:
@@ -376,93 +574,167 @@ def look(l: Learner) -> Result:
     except KeyboardInterrupt:
         saved = f"the training is saved in {l.out}, go on with --resume"
         raise Interrupted(f"stopped while epoch {l.state.epoch} was evaluated; {saved}") from None
-    check_broken(result.broken, len(l.test_set), f"{l.test_set.name} test"); return result
+    check_broken(result.broken, len(l.test_set), f"{l.test_set.name} test")
+    return result
 
-def csv_text(rows: list) -> str: # of dicts
+
+def csv_text(rows: list) -> str:  # of dicts
     "Lines of a table, the first one with the names"
-    out = io.StringIO(); w = csv.DictWriter(out, [*dict.fromkeys(k for r in rows for k in r)], restval="", lineterminator="\n")
-    w.writeheader(); w.writerows(rows); return out.getvalue()
+    out = io.StringIO()
+    w = csv.DictWriter(out, [*dict.fromkeys(k for r in rows for k in r)], restval="", lineterminator="\n")
+    w.writeheader()
+    w.writerows(rows)
+    return out.getvalue()
+
 
 def epoch_row(l: Learner) -> dict:
     "What an epoch's line in log.csv says about the training"
-    s = l.state; loss, right, n, seconds = s.sums; mean = lambda v: round(v/n, 5) if n else None
+    s = l.state
+    loss, right, n, seconds = s.sums
+    mean = lambda v: round(v / n, 5) if n else None
     row = dict(epoch=s.epoch, step=s.step, progress=round(l.done(), 4), lr=l.optimizer.param_groups[0]["lr"])
-    return row | dict(temperature=round(1/l.core.scale.item(), 5), loss=mean(loss), accuracy=mean(right), seconds=round(s.elapsed, 1),
-                      clips_per_second=round(n/seconds, 2) if seconds else None)
+    return row | dict(
+        temperature=round(1 / l.core.scale.item(), 5),
+        loss=mean(loss),
+        accuracy=mean(right),
+        seconds=round(s.elapsed, 1),
+        clips_per_second=round(n / seconds, 2) if seconds else None,
+    )
 
 # %% ../../nbs/train/02_learner.ipynb #c07f8581
 def end_epoch(l: Learner) -> Result | None:
     "Evaluate if it is due, and write the epoch down"
     s, every, last = l.state, l.config.eval_every, l.over()
     row = next((r for r in s.rows if r["epoch"] == s.epoch), None) or epoch_row(l)
-    result = look(l) if last or every and s.epoch % every == 0 else None; found = result.summary() if result else {}
+    result = look(l) if last or every and s.epoch % every == 0 else None
+    found = result.summary() if result else {}
     row |= {f"test_{k}": found[k] for k in ("top1", "top5", "mean_class", "within_pairs") if k in found}
-    s.rows = [r for r in s.rows if r["epoch"] != s.epoch] + [row]; s.sums, s.pending = [0., 0, 0, 0.], False; tick(l)
-    if l.acc.is_main_process: write_atomic(l.file("log.csv"), csv_text(s.rows)); write_board(l, row)
+    s.rows = [r for r in s.rows if r["epoch"] != s.epoch] + [row]
+    s.sums, s.pending = [0.0, 0, 0, 0.0], False
+    tick(l)
+    if l.acc.is_main_process:
+        write_atomic(l.file("log.csv"), csv_text(s.rows))
+        write_board(l, row)
     test = f" · test top-1 {found['top1']:.1%}" if result else ""
-    l.say.say(f"epoch {s.epoch}: loss {row['loss']} · accuracy {row['accuracy'] or 0:.0%}{test} · {clock(row['seconds'])}")
+    l.say.say(
+        f"epoch {s.epoch}: loss {row['loss']} · accuracy {row['accuracy'] or 0:.0%}{test} · {clock(row['seconds'])}"
+    )
     return result
+
 
 def write_board(l: Learner, row: dict):
     "The same line for TensorBoard"
-    if not l.config.tensorboard: return
+    if not l.config.tensorboard:
+        return
     from torch.utils.tensorboard import SummaryWriter
+
     folder = l.file("tensorboard")
     with naming(folder), SummaryWriter(str(folder), filename_suffix=f".{row['epoch']:04}") as board:
         for k, v in row.items():
-            if v is not None and k not in ("epoch", "step"): board.add_scalar(k.replace("test_", "test/"), v, row["step"])
+            if v is not None and k not in ("epoch", "step"):
+                board.add_scalar(k.replace("test_", "test/"), v, row["step"])
 
 # %% ../../nbs/train/02_learner.ipynb #ceb1452d
-def versions() -> dict: # name -> version
+def versions() -> dict:  # name -> version
     "Versions of what computed the result"
     from importlib.metadata import PackageNotFoundError, version
+
     out = dict(python=platform.python_version())
-    for name in ("pevl", "torch", "torchvision", "open_clip_torch", "accelerate", "torchmetrics", "av", "decord"):
-        with suppress(PackageNotFoundError): out[name] = version(name)
+    for name in (
+        "pevl",
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "accelerate",
+        "torchmetrics",
+        "av",
+        "decord",
+    ):
+        with suppress(PackageNotFoundError):
+            out[name] = version(name)
     return out
+
 
 def hardware(device) -> dict:
     "The machine that computed it"
-    out = dict(machine=platform.machine(), system=platform.system(), cores=os.cpu_count(), threads=torch.get_num_threads())
+    out = dict(
+        machine=platform.machine(),
+        system=platform.system(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+    )
     out |= dict(device=str(device))
     if torch.device(device).type == "cuda":
-        memory = round(torch.cuda.max_memory_allocated(device)/2**30, 2)
+        memory = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
         out |= dict(gpu=torch.cuda.get_device_name(device), gpu_memory_gib=memory)
     return out
 
 # %% ../../nbs/train/02_learner.ipynb #f519a758
 def run_summary(l: Learner, result: Result) -> dict:
     "All that has to be said about a run and its result"
-    s, c, last = l.state, l.config, l.state.rows[-1]; numbers = lambda ps: sum(p.numel() for p in ps)
-    run = dict(result=result.summary(), simulated=l.train_set.name == "SimDive", seed=c.seed, recipe=to_dict(c))
-    model = dict(model=asdict(l.core.config), parameters=dict(trainable=numbers(l.trainable.values()), all=numbers(l.core.parameters())))
-    data = dict(train=l.train_set.summary(), test=l.test_set.summary(), classes=l.train_set.classes, prompt=l.texts[0],
-                labels=[list(x) for x in l.train_set.labels], broken=dict(train=dict(s.broken), test=dict(result.broken)))
-    how = dict(epochs=s.epoch, steps=s.step, train_loss=last["loss"], train_accuracy=last["accuracy"],
-               cut_by_budget=bool(c.optim.max_minutes) and s.step < l.steps, seconds=round(s.elapsed, 1))
+    s, c, last = l.state, l.config, l.state.rows[-1]
+    numbers = lambda ps: sum(p.numel() for p in ps)
+    run = dict(
+        result=result.summary(), simulated=l.train_set.name == "SimDive", seed=c.seed, recipe=to_dict(c)
+    )
+    model = dict(
+        model=asdict(l.core.config),
+        parameters=dict(trainable=numbers(l.trainable.values()), all=numbers(l.core.parameters())),
+    )
+    data = dict(
+        train=l.train_set.summary(),
+        test=l.test_set.summary(),
+        classes=l.train_set.classes,
+        prompt=l.texts[0],
+        labels=[list(x) for x in l.train_set.labels],
+        broken=dict(train=dict(s.broken), test=dict(result.broken)),
+    )
+    how = dict(
+        epochs=s.epoch,
+        steps=s.step,
+        train_loss=last["loss"],
+        train_accuracy=last["accuracy"],
+        cut_by_budget=bool(c.optim.max_minutes) and s.step < l.steps,
+        seconds=round(s.elapsed, 1),
+    )
     return run | model | data | how | dict(versions=versions(), hardware=hardware(l.acc.device))
 
-def finish(l: Learner, result: Result) -> dict: # summary
+
+def finish(l: Learner, result: Result) -> dict:  # summary
     "Write weights, result, and last of all the summary"
-    summary = run_summary(l, result); l.model = l.core = l.acc.unwrap_model(l.model, keep_fp32_wrapper=False); l.core.eval()
-    if not l.acc.is_main_process: return summary
-    facts = dict(classes=l.train_set.classes, kind=l.config.data.kind, template=l.config.data.template, data=l.train_set.name,
-                 simulated=summary["simulated"], top1=summary["result"]["top1"])
-    with naming(l.file("model.safetensors")): save_model(l.core, l.file("model.safetensors"), **facts)
-    with naming(l.file("result.json")): save_result(l.file("result.json"), result)
-    write_atomic(l.file("summary.json"), json.dumps(summary, indent=1) + "\n"); return summary
+    summary = run_summary(l, result)
+    l.model = l.core = l.acc.unwrap_model(l.model, keep_fp32_wrapper=False)
+    l.core.eval()
+    if not l.acc.is_main_process:
+        return summary
+    facts = dict(
+        classes=l.train_set.classes,
+        kind=l.config.data.kind,
+        template=l.config.data.template,
+        data=l.train_set.name,
+        simulated=summary["simulated"],
+        top1=summary["result"]["top1"],
+    )
+    with naming(l.file("model.safetensors")):
+        save_model(l.core, l.file("model.safetensors"), **facts)
+    with naming(l.file("result.json")):
+        save_result(l.file("result.json"), result)
+    write_atomic(l.file("summary.json"), json.dumps(summary, indent=1) + "\n")
+    return summary
 
 # %% ../../nbs/train/02_learner.ipynb #f89432ce
 def train(
-    data,                # folder of a data set in Diving48's format
-    out,                 # folder of the run
+    data,  # folder of a data set in Diving48's format
+    out,  # folder of the run
     config: TrainConfig,
-    resume: bool=False,  # go on with the run in `out`
-    progress: bool=True  # show how it goes on stderr
-) -> dict: # summary
+    resume: bool = False,  # go on with the run in `out`
+    progress: bool = True,  # show how it goes on stderr
+) -> dict:  # summary
     "Read the data, make the model, train, evaluate"
-    check_out(out, resume); m = config.model
+    check_out(out, resume)
+    m = config.model
     train_set, test_set = (read_diving48(data, split, config.data.version) for split in ("train", "test"))
-    check_splits(train_set, test_set); torch.manual_seed(config.seed)
+    check_splits(train_set, test_set)
+    torch.manual_seed(config.seed)
     model = create_model(m.name, None if m.weights == "none" else m.weights, **m.overrides())
     return Learner(model, train_set, test_set, config, out, progress).fit(resume)

@@ -13,20 +13,36 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..data.simdive import FACTS, SIZE_OF_FACTS, caption, clip_seed, frame_facts, make_dive, project, render
+from pevl.data.simdive import (
+    FACTS,
+    SIZE_OF_FACTS,
+    caption,
+    clip_seed,
+    frame_facts,
+    make_dive,
+    project,
+    render,
+)
 from ..data.text import DIVING48, tokenizer
 from ..model.clip import build_clip, load_clip, preprocess, save_clip
 
 # %% ../../nbs/train/04_pretrain.ipynb #521e2f49
 PER_DIVE = 10
+
+
 def dive_frames(
-    seed:int,     # of one dive; also decides its class
-    size:int=128  # pixels
-) -> tuple:       # images uint8 (10, size, size, 3), facts int8 (10, 7), points float32 (10, 18, 2): the joints and the board's tip
+    seed: int,  # of one dive; also decides its class
+    size: int = 128,  # pixels
+) -> tuple:  # images uint8 (10, size, size, 3), facts int8 (10, 7), points float32 (10, 18, 2): the joints and the board's tip
     "Ten captioned frames of one simulated dive"
-    rng = np.random.default_rng([seed, 7]); dive = make_dive(DIVING48[rng.integers(48)], seed); takeoff, _, end = dive.stages
-    frames = np.sort(np.concatenate([rng.integers(0, takeoff + 5, 4), rng.integers(0, end - 3, PER_DIVE - 4)]))
-    images, joints, _ = render(dive, frames, size); tip = np.stack([project(dive, np.zeros(3), f, size)[0] for f in frames])
+    rng = np.random.default_rng([seed, 7])
+    dive = make_dive(DIVING48[rng.integers(48)], seed)
+    takeoff, _, end = dive.stages
+    frames = np.sort(
+        np.concatenate([rng.integers(0, takeoff + 5, 4), rng.integers(0, end - 3, PER_DIVE - 4)])
+    )
+    images, joints, _ = render(dive, frames, size)
+    tip = np.stack([project(dive, np.zeros(3), f, size)[0] for f in frames])
     return images, frame_facts(dive, frames), np.concatenate([joints, tip[:, None]], 1).astype(np.float32)
 
 # %% ../../nbs/train/04_pretrain.ipynb #6ae37f2e
@@ -48,7 +64,9 @@ def make_frames(
     pool = ProcessPoolExecutor(workers, mp.get_context("spawn")) if workers > 1 else None
     try:
         work = pool.map(dive_frames, seeds, chunksize=32) if pool else map(dive_frames, seeds)
-        for i, (image, fact, point) in enumerate(tqdm(work, total=dives, desc=f"frames ({split})", disable=not progress, mininterval=5)):
+        for i, (image, fact, point) in enumerate(
+            tqdm(work, total=dives, desc=f"frames ({split})", disable=not progress, mininterval=5)
+        ):
             out[i * PER_DIVE : (i + 1) * PER_DIVE] = image
             facts.append(fact)
             points.append(point)
@@ -59,41 +77,51 @@ def make_frames(
 
 # %% ../../nbs/train/04_pretrain.ipynb #62712a86
 def fits(
-    facts:torch.Tensor, # (B, 7) of the frames
-    said:torch.Tensor   # (C, 7) of the captions; 0 = not mentioned
-) -> torch.Tensor:      # (B, C) bool
+    facts: torch.Tensor,  # (B, 7) of the frames
+    said: torch.Tensor,  # (C, 7) of the captions; 0 = not mentioned
+) -> torch.Tensor:  # (B, C) bool
     "A caption fits a frame if the frame shows every fact that the caption says"
     return ((facts[:, None] == said[None]) | (said[None] == 0)).all(-1)
 
 # %% ../../nbs/train/04_pretrain.ipynb #1d5e4079
 def caption_loss(
-    logits:torch.Tensor, # (B, C) scaled cosine similarities
-    match:torch.Tensor   # (B, C) bool; every column has a frame that fits
+    logits: torch.Tensor,  # (B, C) scaled cosine similarities
+    match: torch.Tensor,  # (B, C) bool; every column has a frame that fits
 ) -> torch.Tensor:
     "Symmetric KL between the softmax of a row (column) and the uniform distribution over what fits; rows that nothing fits are left out"
-    m = match.float(); has = m.sum(1) > 0; kl = lambda x, q: F.kl_div(x.log_softmax(1), q/q.sum(1, keepdim=True), reduction="batchmean")
-    return (kl(logits[has], m[has]) + kl(logits.T, m.T))/2
+    m = match.float()
+    has = m.sum(1) > 0
+    kl = lambda x, q: F.kl_div(x.log_softmax(1), q / q.sum(1, keepdim=True), reduction="batchmean")
+    return (kl(logits[has], m[has]) + kl(logits.T, m.T)) / 2
 
 # %% ../../nbs/train/04_pretrain.ipynb #48c9ee3b
 def value_captions(
-    rng=None # numpy generator for the wording
-) -> list:   # 21 texts: one per value of a fact, in the order of FACTS
+    rng=None,  # numpy generator for the wording
+) -> list:  # 21 texts: one per value of a fact, in the order of FACTS
     "One caption per value of a fact"
-    return [caption(np.eye(7, dtype=int)[k]*v, rng) for k, n in enumerate(SIZE_OF_FACTS) for v in range(1, n)]
+    return [
+        caption(np.eye(7, dtype=int)[k] * v, rng) for k, n in enumerate(SIZE_OF_FACTS) for v in range(1, n)
+    ]
+
 
 def value_logits(
-    logits:torch.Tensor # (B, 21) similarities with `value_captions`
-) -> list:              # seven tensors (B, values)
+    logits: torch.Tensor,  # (B, 21) similarities with `value_captions`
+) -> list:  # seven tensors (B, values)
     "The similarities of each fact's own captions"
     return logits.split([n - 1 for n in SIZE_OF_FACTS], 1)
 
+
 def value_loss(
-    logits:torch.Tensor, # (B, 21) scaled similarities with `value_captions`
-    facts:torch.Tensor   # (B, 7)
+    logits: torch.Tensor,  # (B, 21) scaled similarities with `value_captions`
+    facts: torch.Tensor,  # (B, 7)
 ) -> torch.Tensor:
     "Mean over the facts of the cross entropy among the values of a fact; unknown facts (0) count nowhere"
-    terms = [F.cross_entropy(z[f > 0], f[f > 0] - 1) for z, f in zip(value_logits(logits), facts.T) if (f > 0).any()]
-    return torch.stack(terms).mean() if terms else logits.sum()*0
+    terms = [
+        F.cross_entropy(z[f > 0], f[f > 0] - 1)
+        for z, f in zip(value_logits(logits), facts.T)
+        if (f > 0).any()
+    ]
+    return torch.stack(terms).mean() if terms else logits.sum() * 0
 
 # %% ../../nbs/train/04_pretrain.ipynb #02dce465
 class Locator(nn.Module):
@@ -104,7 +132,11 @@ class Locator(nn.Module):
     def __init__(self, D: int, patch: int, grid: int):
         super().__init__()
         self.patch, self.grid = patch, grid
-        self.where, self.within, self.facts = nn.Linear(D, 18), nn.Linear(D, 36), nn.Linear(D, 7 * max(SIZE_OF_FACTS))
+        self.where, self.within, self.facts = (
+            nn.Linear(D, 18),
+            nn.Linear(D, 36),
+            nn.Linear(D, 7 * max(SIZE_OF_FACTS)),
+        )
 
     def forward(self, tokens, points, facts):  # (B, N, D), (B, 18, 2) pixels, (B, 7) -> loss
         place = points / self.patch
@@ -120,34 +152,56 @@ class Locator(nn.Module):
         return (
             0.5 * where
             + within
-            + 0.5 * F.cross_entropy(self.facts(at[:, self.BODY]).flatten(0, 2).view(-1, max(SIZE_OF_FACTS)), target.flatten())
+            + 0.5
+            * F.cross_entropy(
+                self.facts(at[:, self.BODY]).flatten(0, 2).view(-1, max(SIZE_OF_FACTS)), target.flatten()
+            )
         )
 
 # %% ../../nbs/train/04_pretrain.ipynb #c97006b5
 def encode_captions(
-    clip:nn.Module,      # an open_clip CLIP
-    tokens:torch.Tensor  # (C, 77)
-) -> torch.Tensor:       # (C, E), unit length
+    clip: nn.Module,  # an open_clip CLIP
+    tokens: torch.Tensor,  # (C, 77)
+) -> torch.Tensor:  # (C, E), unit length
     "As `clip.encode_text`, without the padding behind the longest text"
-    n = int((tokens != 0).sum(1).max()); tokens = tokens[:, :n]
-    x = clip.transformer(clip.token_embedding(tokens) + clip.positional_embedding[:n], attn_mask=clip.attn_mask[:n, :n])
-    return F.normalize(clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)] @ clip.text_projection, dim=-1)
+    n = int((tokens != 0).sum(1).max())
+    tokens = tokens[:, :n]
+    x = clip.transformer(
+        clip.token_embedding(tokens) + clip.positional_embedding[:n], attn_mask=clip.attn_mask[:n, :n]
+    )
+    return F.normalize(
+        clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)] @ clip.text_projection, dim=-1
+    )
 
 # %% ../../nbs/train/04_pretrain.ipynb #ca1b360c
 @torch.no_grad()
 def zero_shot(
-    clip:nn.Module,
-    images,             # uint8 (n, H, W, 3), cropped in the middle to the CLIP's size
-    facts:torch.Tensor, # (n, 7)
-    batch:int=250
-) -> dict:              # fact -> mean accuracy over its values (chance = 1 / values)
+    clip: nn.Module,
+    images,  # uint8 (n, H, W, 3), cropped in the middle to the CLIP's size
+    facts: torch.Tensor,  # (n, 7)
+    batch: int = 250,
+) -> dict:  # fact -> mean accuracy over its values (chance = 1 / values)
     "Which of a fact's captions is nearest? No label was trained for it: accuracy on held-out frames"
-    clip.eval(); size = clip.visual.image_size[0]; o = (images.shape[1] - size)//2; tok = tokenizer("nano")
+    clip.eval()
+    size = clip.visual.image_size[0]
+    o = (images.shape[1] - size) // 2
+    tok = tokenizer("nano")
     text = encode_captions(clip, tok(value_captions()))
-    crop = lambda i: preprocess(torch.from_numpy(np.ascontiguousarray(images[i:i + batch, o:o + size, o:o + size])).permute(0, 3, 1, 2))
-    z = torch.cat([clip.encode_image(crop(i), normalize=True).float() @ text.float().T for i in range(0, len(images), batch)]); out = {}
+    crop = lambda i: preprocess(
+        torch.from_numpy(np.ascontiguousarray(images[i : i + batch, o : o + size, o : o + size])).permute(
+            0, 3, 1, 2
+        )
+    )
+    z = torch.cat(
+        [
+            clip.encode_image(crop(i), normalize=True).float() @ text.float().T
+            for i in range(0, len(images), batch)
+        ]
+    )
+    out = {}
     for name, logits, f in zip(FACTS, value_logits(z), facts.T):
-        right = logits.argmax(1) + 1 == f; out[name] = float(torch.stack([right[f == v].float().mean() for v in f[f > 0].unique()]).mean())
+        right = logits.argmax(1) + 1 == f
+        out[name] = float(torch.stack([right[f == v].float().mean() for v in f[f > 0].unique()]).mean())
     return out
 
 # %% ../../nbs/train/04_pretrain.ipynb #e0e00c19
@@ -169,11 +223,14 @@ def sample_captions(
 # %% ../../nbs/train/04_pretrain.ipynb #89602656
 def step_loss(clip, locator, images, facts, points, rng, tok, captions=24):
     "Loss of one batch: images (B, 3, H, W) uint8, facts (B, 7), points (B, 18, 2); and its two parts as numbers"
-    said = sample_captions(facts.numpy(), captions, rng); texts = [caption(s, rng) for s in said] + value_captions(rng)
+    said = sample_captions(facts.numpy(), captions, rng)
+    texts = [caption(s, rng) for s in said] + value_captions(rng)
     with torch.autocast("cpu", torch.bfloat16):
-        pooled, tokens = clip.visual(preprocess(images)); text = encode_captions(clip, tok(texts))
-    logits = clip.logit_scale.exp().clamp(max=100)*(F.normalize(pooled.float(), dim=-1) @ text.float().T)
-    captioned = caption_loss(logits[:, :captions], fits(facts, torch.from_numpy(said))); valued = value_loss(logits[:, captions:], facts)
+        pooled, tokens = clip.visual(preprocess(images))
+        text = encode_captions(clip, tok(texts))
+    logits = clip.logit_scale.exp().clamp(max=100) * (F.normalize(pooled.float(), dim=-1) @ text.float().T)
+    captioned = caption_loss(logits[:, :captions], fits(facts, torch.from_numpy(said)))
+    valued = value_loss(logits[:, captions:], facts)
     located = locator(tokens.float(), points, facts)
     return captioned + valued + located, (captioned.item(), valued.item(), located.item())
 
@@ -204,7 +261,10 @@ def pretrain(
     locator = Locator(clip.visual.conv1.out_channels, patch, size // patch)
     tok = tokenizer("nano")
     params = [*clip.parameters(), *locator.parameters()]
-    groups = [dict(params=[p for p in params if (p.ndim > 1) == many], weight_decay=wd) for many, wd in ((True, 0.05), (False, 0))]
+    groups = [
+        dict(params=[p for p in params if (p.ndim > 1) == many], weight_decay=wd)
+        for many, wd in ((True, 0.05), (False, 0))
+    ]
     optim = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     log = []
     for step in range(steps):
@@ -213,7 +273,16 @@ def pretrain(
         i = np.sort(rng.integers(0, len(images), batch))
         y, x = rng.integers(0, images.shape[1] - size + 1, 2)
         crop = torch.from_numpy(images[i][:, y : y + size, x : x + size]).permute(0, 3, 1, 2)
-        loss, parts = step_loss(clip, locator, crop, facts[i], points[i] - torch.tensor([float(x), float(y)]), rng, tok, min(24, batch))
+        loss, parts = step_loss(
+            clip,
+            locator,
+            crop,
+            facts[i],
+            points[i] - torch.tensor([float(x), float(y)]),
+            rng,
+            tok,
+            min(24, batch),
+        )
         optim.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -245,7 +314,12 @@ def _log_line(step, parts, clip, held, out, progress):
     scores = zero_shot(clip, held[0][:1500], held[1][:1500])
     line = dict(step=step, caption=parts[0], value=parts[1], locate=parts[2], **scores)
     path = out / "pevl_nano_clip.csv"
-    new = step == 0 or not path.exists() or (lines := path.read_text().splitlines()) and int(lines[-1].split(",")[0]) >= step
+    new = (
+        step == 0
+        or not path.exists()
+        or (lines := path.read_text().splitlines())
+        and int(lines[-1].split(",")[0]) >= step
+    )
     with open(path, "w" if new else "a", newline="") as f:
         w = csv.DictWriter(f, line, lineterminator="\n")
         w.writeheader() if new else None
@@ -256,13 +330,16 @@ def _log_line(step, parts, clip, held, out, progress):
 
 # %% ../../nbs/train/04_pretrain.ipynb #5cfaed89
 def model_card(
-    folder # holds pevl_nano_clip.json, as `pretrain` writes it
-) -> Path: # pevl_nano_clip.md
+    folder,  # holds pevl_nano_clip.json, as `pretrain` writes it
+) -> Path:  # pevl_nano_clip.md
     "Write the model card: what it is, how it was made, what it can and cannot do"
-    folder = Path(folder); n = json.loads((folder / "pevl_nano_clip.json").read_text()); path = folder / "pevl_nano_clip.md"
-    row = lambda k, values: f"| {k} | {', '.join(values)} | {1/len(values):.0%} | {n['zero_shot'][k]:.1%} |"
+    folder = Path(folder)
+    n = json.loads((folder / "pevl_nano_clip.json").read_text())
+    path = folder / "pevl_nano_clip.md"
+    row = lambda k, values: f"| {k} | {', '.join(values)} | {1 / len(values):.0%} | {n['zero_shot'][k]:.1%} |"
     rows = [row(k, v[1:]) for k, v in FACTS.items()]
-    path.write_text(f"""# pevl_nano_clip
+    path.write_text(
+        f"""# pevl_nano_clip
 
 The CLIP under `pevl_nano`: a picture tower and a text tower of 1.6 million parameters together, made to be trained and used on a CPU.
 It has seen **simulated dives only** (SimDive), no photograph. Use it for the chapters, the tests and experiments on SimDive;
@@ -270,13 +347,18 @@ for real videos start from OpenAI's CLIP (`pevl_vit_b16`).
 
 - **Input** pictures of 112 × 112 pixels, patches of 16; texts of SimDive's vocabulary, 77 tokens
 - **Output** vectors of length 128, compared by cosine similarity
-- **Trained** on {n['train_frames']:,} captioned frames, with `{n['command']}`,
-  in {n['minutes']:.0f} minutes on two CPU cores, torch {n['torch']}
-- **File** pevl_nano_clip.safetensors, half precision, sha256 `{n['sha256']}`; log in pevl_nano_clip.csv
+- **Trained** on {n["train_frames"]:,} captioned frames, with `{n["command"]}`,
+  in {n["minutes"]:.0f} minutes on two CPU cores, torch {n["torch"]}
+- **File** pevl_nano_clip.safetensors, half precision, sha256 `{n["sha256"]}`; log in pevl_nano_clip.csv
 - **Licence** that of the package
 
-Zero-shot accuracy on {n['test_frames']:,} held-out frames of dives with other bodies, cameras and scenes (mean over a fact's values):
+Zero-shot accuracy on {n["test_frames"]:,} held-out frames of dives with other bodies, cameras and scenes (mean over a fact's values):
 
 | fact | values | chance | accuracy |
 |---|---|---:|---:|
-""" + "\n".join(rows) + "\n", encoding="utf-8"); return path
+"""
+        + "\n".join(rows)
+        + "\n",
+        encoding="utf-8",
+    )
+    return path

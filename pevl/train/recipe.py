@@ -15,19 +15,27 @@ from typing import Literal
 # %% ../../nbs/train/01_recipe.ipynb #6c57d335
 Modality = Literal["video", "pose", "text"]
 
+
 @dataclass
 class ModelArgs:
     "What to train"
-    name: str = "pevl_vit_b16" # pevl_nano, pevl_vit_b16 or pevl_vit_l14
-    weights: str = "clip" # start from CLIP's weights (clip), from nothing (none), or from a checkpoint (path of a .safetensors file)
-    modalities: tuple[Modality, ...] = ("video", "pose", "text") # text, and video or pose or both
-    adapters: tuple[Modality, ...] = ("video", "pose", "text") # which encoders have adapters
-    pose_token: Literal["plain", "mlp"] | None = None # extra pose token: plain (the paper's), mlp; None: the model's own setting
-    fusion: Literal["concat", "mean"] | None = None # how video and pose become one; None: the model's own setting
-    drop_path: float | None = None # share of clips that skip the last block's adapters; None: the model's own setting
-    freeze_trunk: bool | None = None # False trains CLIP itself too; None: the model's own setting
 
-    def overrides(self) -> dict: # for `create_model`
+    name: str = "pevl_vit_b16"  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
+    weights: str = "clip"  # start from CLIP's weights (clip), from nothing (none), or from a checkpoint (path of a .safetensors file)
+    modalities: tuple[Modality, ...] = ("video", "pose", "text")  # text, and video or pose or both
+    adapters: tuple[Modality, ...] = ("video", "pose", "text")  # which encoders have adapters
+    pose_token: Literal["plain", "mlp"] | None = (
+        None  # extra pose token: plain (the paper's), mlp; None: the model's own setting
+    )
+    fusion: Literal["concat", "mean"] | None = (
+        None  # how video and pose become one; None: the model's own setting
+    )
+    drop_path: float | None = (
+        None  # share of clips that skip the last block's adapters; None: the model's own setting
+    )
+    freeze_trunk: bool | None = None  # False trains CLIP itself too; None: the model's own setting
+
+    def overrides(self) -> dict:  # for `create_model`
         "The fields that change the model's own settings"
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "weights")}
         return {k: v for k, v in values.items() if v is not None}
@@ -36,39 +44,46 @@ class ModelArgs:
 @dataclass
 class DataArgs:
     "What it is trained on"
-    version: str | None = None # of the label files, such as V2; needed if the folder holds several
-    batch_size: int = 32 # clips per step and process
-    workers: int = 4 # processes that load clips; 0: none but this one
-    cache: bool = False # keep decoded videos in memory, up to 4 GiB, for small sets
-    crop: float = .6 # smallest training crop, share of the frame's area
-    views: Literal[1, 3] = 3 # crops per test clip
-    kind: str = "gymnastic" # of action, in the prompt
-    template: str = "paper" # prompt: paper, plain, clip, doing, or a text with {label}
+
+    version: str | None = None  # of the label files, such as V2; needed if the folder holds several
+    batch_size: int = 32  # clips per step and process
+    workers: int = 4  # processes that load clips; 0: none but this one
+    cache: bool = False  # keep decoded videos in memory, up to 4 GiB, for small sets
+    crop: float = 0.6  # smallest training crop, share of the frame's area
+    views: Literal[1, 3] = 3  # crops per test clip
+    kind: str = "gymnastic"  # of action, in the prompt
+    template: str = "paper"  # prompt: paper, plain, clip, doing, or a text with {label}
+
 
 @dataclass
 class OptimArgs:
     "How it is trained"
-    lr: float = 8e-6 # highest learning rate
-    weight_decay: float = 0.05 # of AdamW; none on norms, biases and embeddings
-    epochs: int = 50 # passes through the training clips
-    warmup_epochs: float = 3 # of which the learning rate rises; it falls along a cosine afterwards
-    betas: tuple[float, float] = (0.9, 0.999) # of AdamW
-    clip_grad: float = 1.0 # largest norm of the gradient; 0: no limit
-    max_minutes: float | None = None # wall-clock budget of the training: the schedule is squeezed into it; None: no limit
+
+    lr: float = 8e-6  # highest learning rate
+    weight_decay: float = 0.05  # of AdamW; none on norms, biases and embeddings
+    epochs: int = 50  # passes through the training clips
+    warmup_epochs: float = 3  # of which the learning rate rises; it falls along a cosine afterwards
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    clip_grad: float = 1.0  # largest norm of the gradient; 0: no limit
+    max_minutes: float | None = (
+        None  # wall-clock budget of the training: the schedule is squeezed into it; None: no limit
+    )
 
 # %% ../../nbs/train/01_recipe.ipynb #8771ad57
 @dataclass
 class TrainConfig:
     "A training run, without the places of data and results"
+
     model: ModelArgs = field(default_factory=ModelArgs)
     data: DataArgs = field(default_factory=DataArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
-    seed: int = 0 # of everything random
-    amp: Literal["no", "fp16", "bf16"] = "no" # automatic mixed precision; fp16 needs a GPU
-    eval_every: int = 1 # epochs between two looks at the test set; 0: only at the end
-    tensorboard: bool = True # write TensorBoard's files beside log.csv
+    seed: int = 0  # of everything random
+    amp: Literal["no", "fp16", "bf16"] = "no"  # automatic mixed precision; fp16 needs a GPU
+    eval_every: int = 1  # epochs between two looks at the test set; 0: only at the end
+    tensorboard: bool = True  # write TensorBoard's files beside log.csv
 
-    def __post_init__(self): check_recipe(self)
+    def __post_init__(self):
+        check_recipe(self)
 
 # %% ../../nbs/train/01_recipe.ipynb #61e01808
 _RULES = {  # field -> (what must hold, in words)
@@ -87,6 +102,7 @@ _RULES = {  # field -> (what must hold, in words)
     "eval_every": (lambda v: v >= 0, "0 or more"),
 }
 
+
 def check_recipe(c: TrainConfig):
     "ValueError in one line for a field that cannot be"
     for name, (ok, expected) in _RULES.items():
@@ -99,41 +115,50 @@ def check_recipe(c: TrainConfig):
         if not good:
             raise ValueError(f"{key} {value!r}: expected {expected}")
     if not 0 <= c.optim.warmup_epochs < c.optim.epochs:
-        raise ValueError(f"warmup_epochs {c.optim.warmup_epochs!r}: expected 0 to less than epochs ({c.optim.epochs})")
+        raise ValueError(
+            f"warmup_epochs {c.optim.warmup_epochs!r}: expected 0 to less than epochs ({c.optim.epochs})"
+        )
 
 # %% ../../nbs/train/01_recipe.ipynb #ad045886
 _NANO = dict(
-    model=dict(name="pevl_nano"), data=dict(batch_size=24, workers=0, cache=True, crop=.85, views=1, kind="diving"),
-    optim=dict(lr=1e-3, epochs=30, warmup_epochs=1), amp="bf16", eval_every=5)
-PRESETS = dict( # name -> what differs from the paper
-    paper={},
-    nano=_NANO,
-    demo=_NANO | dict(optim=dict(lr=1e-3, epochs=9, warmup_epochs=1), eval_every=0))
+    model=dict(name="pevl_nano"),
+    data=dict(batch_size=24, workers=0, cache=True, crop=0.85, views=1, kind="diving"),
+    optim=dict(lr=1e-3, epochs=30, warmup_epochs=1),
+    amp="bf16",
+    eval_every=5,
+)
+PRESETS = dict(  # name -> what differs from the paper
+    paper={}, nano=_NANO, demo=_NANO | dict(optim=dict(lr=1e-3, epochs=9, warmup_epochs=1), eval_every=0)
+)
+
 
 def preset(
-    name: str # paper, nano or demo
+    name: str,  # paper, nano or demo
 ) -> TrainConfig:
     "A named recipe"
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, [*PRESETS], n=2, cutoff=.4) or [*PRESETS]
+        near = difflib.get_close_matches(name, [*PRESETS], n=2, cutoff=0.4) or [*PRESETS]
         raise ValueError(f"unknown preset {name!r}, did you mean {' or '.join(near)}?")
     return from_dict(PRESETS[name])
 
 # %% ../../nbs/train/01_recipe.ipynb #6e364c81
 def from_dict(
-    values: dict,   # nested, as `to_dict` returns it; what is left out has its default
-    cls=TrainConfig # dataclass to make
+    values: dict,  # nested, as `to_dict` returns it; what is left out has its default
+    cls=TrainConfig,  # dataclass to make
 ) -> TrainConfig:
     "A recipe from plain values; unknown fields are an error"
-    own = {f.name: f for f in fields(cls)}; out = {}
-    if not isinstance(values, dict): raise ValueError(f"recipe: {cls.__name__} is {values!r}, expected fields {', '.join(own)}")
+    own = {f.name: f for f in fields(cls)}
+    out = {}
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe: {cls.__name__} is {values!r}, expected fields {', '.join(own)}")
     for k, v in values.items():
         if k not in own:
-            near = difflib.get_close_matches(k, [*own], n=2, cutoff=.4) or [*own]
+            near = difflib.get_close_matches(k, [*own], n=2, cutoff=0.4) or [*own]
             raise ValueError(f"recipe: unknown field {k!r}, did you mean {' or '.join(near)}?")
         part = own[k].default_factory
         out[k] = from_dict(v, part) if is_dataclass(part) else tuple(v) if isinstance(v, list) else v
     return cls(**out)
+
 
 def to_dict(config: TrainConfig) -> dict:
     "Plain values, ready for JSON"
@@ -148,6 +173,7 @@ def flat(config) -> dict:
         for n, x in (v.items() if isinstance(v, dict) else [(k, v)])
     }
 
+
 def changes(
     a: TrainConfig,
     b: TrainConfig,
@@ -158,51 +184,64 @@ def changes(
     return [f"{k} is {b[k]!r}, expected {a[k]!r}" for k in a if a[k] != b[k] and k not in but]
 
 # %% ../../nbs/train/01_recipe.ipynb #25c3c845
-EMBEDDINGS = ("joint", "time", "extra", "class_embedding", "positional_embedding", "token_embedding") # names of parameters, not of modules
+EMBEDDINGS = (
+    "joint",
+    "time",
+    "extra",
+    "class_embedding",
+    "positional_embedding",
+    "token_embedding",
+)  # names of parameters, not of modules
+
 
 def decays(
-    name: str, # of a parameter, such as pose.blocks.0.s_adapter.up.weight
-    p          # the parameter
+    name: str,  # of a parameter, such as pose.blocks.0.s_adapter.up.weight
+    p,  # the parameter
 ) -> bool:
     "Matrices decay; norms, biases, embeddings and the temperature do not"
     return p.ndim >= 2 and not any(part in EMBEDDINGS for part in name.split("."))
 
+
 def param_groups(
-    model,              # nn.Module
-    weight_decay: float # for the parameters that decay
-) -> list[dict]: # two groups for a torch optimizer; groups without parameters are left out
+    model,  # nn.Module
+    weight_decay: float,  # for the parameters that decay
+) -> list[dict]:  # two groups for a torch optimizer; groups without parameters are left out
     "Split the trainable parameters by decay"
     split = {True: [], False: []}
     for name, p in model.named_parameters():
-        if p.requires_grad: split[decays(name, p)].append(p)
-    return [dict(params=ps, weight_decay=weight_decay*many) for many, ps in split.items() if ps]
+        if p.requires_grad:
+            split[decays(name, p)].append(p)
+    return [dict(params=ps, weight_decay=weight_decay * many) for many, ps in split.items() if ps]
 
 # %% ../../nbs/train/01_recipe.ipynb #cd4a0a66
 def progress(
-    step: float,       # steps done
-    steps: int,        # steps planned
-    elapsed: float=0., # seconds since the training began
-    budget: float=None # seconds; None: no limit
-) -> float: # 0 to 1
+    step: float,  # steps done
+    steps: int,  # steps planned
+    elapsed: float = 0.0,  # seconds since the training began
+    budget: float = None,  # seconds; None: no limit
+) -> float:  # 0 to 1
     "How far the training is: by steps or by time, whichever is further"
-    return min(1., max(step / max(1, steps), elapsed / budget if budget else 0.))
+    return min(1.0, max(step / max(1, steps), elapsed / budget if budget else 0.0))
+
 
 def lr_factor(
-    progress: float, # 0 to 1
-    warmup: float    # share of the training in which the learning rate rises, 0 to less than 1
-) -> float: # 0 to 1
+    progress: float,  # 0 to 1
+    warmup: float,  # share of the training in which the learning rate rises, 0 to less than 1
+) -> float:  # 0 to 1
     "Share of the highest learning rate: a line up, half a cosine down"
-    if progress < warmup: return progress / warmup
-    return .5 * (1 + math.cos(math.pi * min(1., (progress - warmup) / (1 - warmup))))
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 # %% ../../nbs/train/01_recipe.ipynb #088d2a07
 def set_lr(
-    optimizer,      # torch optimizer
-    lr: float,      # highest learning rate
-    p: float,       # progress, 0 to 1
-    warmup: float   # share of warm-up
-) -> float: # the learning rate that was set
+    optimizer,  # torch optimizer
+    lr: float,  # highest learning rate
+    p: float,  # progress, 0 to 1
+    warmup: float,  # share of warm-up
+) -> float:  # the learning rate that was set
     "Put the learning rate of this moment into the optimizer"
     value = lr * lr_factor(p, warmup)
-    for g in optimizer.param_groups: g["lr"] = value
+    for g in optimizer.param_groups:
+        g["lr"] = value
     return value

@@ -17,120 +17,195 @@ from tyro.conf import Positional, arg
 
 # %% ../../nbs/use/03_cli.ipynb #fed984f8
 def given(
-    kind,          # type of the value
-    name: str,     # what stands behind the option in the help
-    otherwise: str # what happens without it
-): # a type for a field whose default is None
+    kind,  # type of the value
+    name: str,  # what stands behind the option in the help
+    otherwise: str,  # what happens without it
+):  # a type for a field whose default is None
     "An option that may be left out"
     return Annotated[kind | None, arg(metavar=name, help_behavior_hint=f"(default: {otherwise})")]
 
 # %% ../../nbs/use/03_cli.ipynb #5194fbf2
 def expect_file(path, what: str):
     "An error unless `path` is a file that can be read"
-    if Path(path).is_dir(): raise IsADirectoryError(f"{path}: is a folder, expected {what}")
-    if not Path(path).exists(): raise FileNotFoundError(f"{path}: no such file, expected {what}")
-    if not os.access(path, os.R_OK): raise PermissionError(f"{path}: permission denied, expected {what}")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, expected {what}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file, expected {what}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path}: permission denied, expected {what}")
+
 
 def expect_data(path):
     "An error unless `path` is a folder"
-    if not Path(path).is_dir(): raise NotADirectoryError(f"{path}: no such folder, expected a data set with rgb/, pose/ and label files")
+    if not Path(path).is_dir():
+        raise NotADirectoryError(
+            f"{path}: no such folder, expected a data set with rgb/, pose/ and label files"
+        )
+
 
 def expect_place(out):
     "An error unless `out` is a folder that can be written, or can become one; makes nothing"
     at = Path(out).absolute()
-    while not (at.exists() or at.is_symlink()): at = at.parent
+    while not (at.exists() or at.is_symlink()):
+        at = at.parent
     if not at.is_dir():
-        raise NotADirectoryError(f"{out}: {'' if at == Path(out).absolute() else at.name + ' '}is a file, expected a folder")
-    if not os.access(at, os.W_OK | os.X_OK): raise PermissionError(f"{out}: permission denied, expected a folder that can be written")
+        raise NotADirectoryError(
+            f"{out}: {'' if at == Path(out).absolute() else at.name + ' '}is a file, expected a folder"
+        )
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out}: permission denied, expected a folder that can be written")
 
 # %% ../../nbs/use/03_cli.ipynb #e29fc31a
-SMALLEST = dict(classes=2, train=1, test=1, dives=1, test_dives=1, steps=1, batch=2, epochs=1, batch_size=1, topk=1,
-                seed=0, workers=0, noise=0, size=32, minutes=.01, max_minutes=.01, lr=1e-12)
+SMALLEST = dict(
+    classes=2,
+    train=1,
+    test=1,
+    dives=1,
+    test_dives=1,
+    steps=1,
+    batch=2,
+    epochs=1,
+    batch_size=1,
+    topk=1,
+    seed=0,
+    workers=0,
+    noise=0,
+    size=32,
+    minutes=0.01,
+    max_minutes=0.01,
+    lr=1e-12,
+)
+
 
 def check_numbers(command):
     "ValueError for the first number among the options that cannot be; names the option and what was expected"
     for name, value in vars(command).items():
         if name in SMALLEST and value is not None and not SMALLEST[name] <= value < 2**31:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected {SMALLEST[name]} or more" + ", below 2**31"*(value >= 2**31))
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value}: expected {SMALLEST[name]} or more"
+                + ", below 2**31" * (value >= 2**31)
+            )
 
 # %% ../../nbs/use/03_cli.ipynb #0904ee7a
 @dataclass
 class Simdive:
     "Simulate diving clips in Diving48's format"
-    out: Path # folder to fill; an interrupted simulation is resumed
-    classes: int = 48 # number of classes, 2 to 48
-    train: int = 60 # training clips per class
-    test: int = 20 # test clips per class
-    seed: int = 0 # seed of everything random: the same seed and versions give the same bytes
-    workers: int = 0 # processes that draw clips; 0: one per core
-    size: int = 128 # height and width of the videos, pixels, an even number
-    noise: float = 0. # how wrong the poses are; 0: exact, 1: as from a good detector
+
+    out: Path  # folder to fill; an interrupted simulation is resumed
+    classes: int = 48  # number of classes, 2 to 48
+    train: int = 60  # training clips per class
+    test: int = 20  # test clips per class
+    seed: int = 0  # seed of everything random: the same seed and versions give the same bytes
+    workers: int = 0  # processes that draw clips; 0: one per core
+    size: int = 128  # height and width of the videos, pixels, an even number
+    noise: float = 0.0  # how wrong the poses are; 0: exact, 1: as from a good detector
 
     def run(self):
         expect_place(self.out)
         from pevl.data.simdive import generate
-        generate(self.out, self.classes, self.train, self.test, self.seed, self.workers, self.size, self.noise)
-        print(f"wrote {self.out}: {self.classes*self.train} training and {self.classes*self.test} test clips of {self.classes} classes")
+
+        generate(
+            self.out, self.classes, self.train, self.test, self.seed, self.workers, self.size, self.noise
+        )
+        print(
+            f"wrote {self.out}: {self.classes * self.train} training and {self.classes * self.test} test clips of {self.classes} classes"
+        )
 
 # %% ../../nbs/use/03_cli.ipynb #934548d6
 Modalities = tuple[Literal["video", "pose", "text"], ...]
 
+
 @dataclass
 class Train:
     "Train on a data set in Diving48's format"
-    data: Path # folder with rgb/, pose/ and the label files
-    out: Path # folder for the run: weights, log, result
-    preset: Literal["paper", "nano", "demo"] = "paper" # the recipe to start from; nano and demo are for a CPU
-    model: given(str, "NAME", "the preset's") = None # pevl_nano, pevl_vit_b16 or pevl_vit_l14
-    weights: given(str, "PATH", "the preset's") = None # to start from: clip, none, or a checkpoint (.safetensors)
-    modalities: given(Modalities, "{video,pose,text} ...", "the preset's") = None # text, and video or pose or both
-    version: given(str, "NAME", "the only one there is") = None # version of the label files, such as V2
-    kind: given(str, "TEXT", "the preset's") = None # kind of action in the prompt, such as diving
-    template: given(str, "TEXT", "the preset's") = None # prompt: paper, plain, clip, doing, or a text with {label}
-    lr: given(float, "RATE", "the preset's") = None # highest learning rate
-    epochs: given(int, "NUMBER", "the preset's") = None # passes through the training clips
-    batch_size: given(int, "CLIPS", "the preset's") = None # clips per step and process
-    workers: given(int, "NUMBER", "the preset's") = None # processes that load clips
-    max_minutes: given(float, "MINUTES", "the preset's") = None # budget of the training: the schedule is squeezed into it
-    amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = None # automatic mixed precision
-    seed: given(int, "NUMBER", "the preset's") = None # seed of everything random
-    resume: bool = False # go on with the run in the folder
 
-    def run(self): run_train(self)
+    data: Path  # folder with rgb/, pose/ and the label files
+    out: Path  # folder for the run: weights, log, result
+    preset: Literal["paper", "nano", "demo"] = (
+        "paper"  # the recipe to start from; nano and demo are for a CPU
+    )
+    model: given(str, "NAME", "the preset's") = None  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
+    weights: given(str, "PATH", "the preset's") = (
+        None  # to start from: clip, none, or a checkpoint (.safetensors)
+    )
+    modalities: given(Modalities, "{video,pose,text} ...", "the preset's") = (
+        None  # text, and video or pose or both
+    )
+    version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
+    kind: given(str, "TEXT", "the preset's") = None  # kind of action in the prompt, such as diving
+    template: given(str, "TEXT", "the preset's") = (
+        None  # prompt: paper, plain, clip, doing, or a text with {label}
+    )
+    lr: given(float, "RATE", "the preset's") = None  # highest learning rate
+    epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
+    batch_size: given(int, "CLIPS", "the preset's") = None  # clips per step and process
+    workers: given(int, "NUMBER", "the preset's") = None  # processes that load clips
+    max_minutes: given(float, "MINUTES", "the preset's") = (
+        None  # budget of the training: the schedule is squeezed into it
+    )
+    amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = (
+        None  # automatic mixed precision
+    )
+    seed: given(int, "NUMBER", "the preset's") = None  # seed of everything random
+    resume: bool = False  # go on with the run in the folder
+
+    def run(self):
+        run_train(self)
 
 # %% ../../nbs/use/03_cli.ipynb #1f43a433
-def make_recipe(o: Train): # TrainConfig
+def make_recipe(o: Train):  # TrainConfig
     "The preset with what was said on the command line"
     from dataclasses import replace
     from pevl.train.recipe import preset
+
     said = lambda *names: {k: getattr(o, k) for k in names if getattr(o, k) is not None}
-    c = preset(o.preset); optim = said("lr", "epochs", "max_minutes")
-    if o.epochs: optim["warmup_epochs"] = min(c.optim.warmup_epochs, o.epochs/10)
+    c = preset(o.preset)
+    optim = said("lr", "epochs", "max_minutes")
+    if o.epochs:
+        optim["warmup_epochs"] = min(c.optim.warmup_epochs, o.epochs / 10)
     model = said("weights", "modalities") | ({"name": o.model} if o.model else {})
     data = said("version", "kind", "template", "batch_size", "workers")
-    return replace(c, model=replace(c.model, **model), data=replace(c.data, **data), optim=replace(c.optim, **optim), **said("amp", "seed"))
+    return replace(
+        c,
+        model=replace(c.model, **model),
+        data=replace(c.data, **data),
+        optim=replace(c.optim, **optim),
+        **said("amp", "seed"),
+    )
 
 # %% ../../nbs/use/03_cli.ipynb #7b67349f
 def show_result(summary: dict):
     "Print an evaluation's numbers, one a line"
-    names = dict(top1="top-1", top5="top-5", mean_class="mean class", within_pairs="within pairs", broken="broken clips")
+    names = dict(
+        top1="top-1",
+        top5="top-5",
+        mean_class="mean class",
+        within_pairs="within pairs",
+        broken="broken clips",
+    )
     for k, v in summary.items():
-        if v is not None: print(f"{names.get(k, k):14} {v:.1%}" if isinstance(v, float) else f"{names.get(k, k):14} {v}")
+        if v is not None:
+            print(f"{names.get(k, k):14} {v:.1%}" if isinstance(v, float) else f"{names.get(k, k):14} {v}")
+
 
 def run_train(o: Train):
     "Train, and say where the results are"
     import shlex
-    expect_data(o.data); expect_place(o.out)
-    if o.weights not in (None, "clip", "none") and Path(o.weights).suffix: expect_file(o.weights, "a checkpoint (.safetensors)")
+
+    expect_data(o.data)
+    expect_place(o.out)
+    if o.weights not in (None, "clip", "none") and Path(o.weights).suffix:
+        expect_file(o.weights, "a checkpoint (.safetensors)")
     from pevl.train.learner import train
+
     summary = train(o.data, o.out, make_recipe(o), o.resume)
     show_result(summary["result"])
     print(f"wrote {o.out}: model.safetensors (weights), result.json, summary.json, log.csv")
-    paths = [shlex.quote(str(p)) for p in (o.data, o.out, o.out/"report")]
+    paths = [shlex.quote(str(p)) for p in (o.data, o.out, o.out / "report")]
     print("look at it: pevl evaluate --data {} --weights {} --out {}".format(*paths))
 
 # %% ../../nbs/use/03_cli.ipynb #b004f504
-def wording(o, facts: dict) -> dict: # kind, template
+def wording(o, facts: dict) -> dict:  # kind, template
     "The words of the prompt: said on the command line, else the checkpoint's, else the defaults"
     defaults = dict(kind="diving", template="paper")
     return {k: getattr(o, k) or facts.get(k, default) for k, default in defaults.items()}
@@ -139,41 +214,61 @@ def wording(o, facts: dict) -> dict: # kind, template
 @dataclass
 class Evaluate:
     "Measure a checkpoint on the test clips of a data set"
-    data: Path # folder with rgb/, pose/ and the label files
-    weights: str # checkpoint (.safetensors), the folder of a run, or a model's name
-    out: given(Path, "PATH", "print only") = None # folder for result.json and report.html
-    split: Literal["train", "test"] = "test" # which clips
-    version: given(str, "NAME", "the only one there is") = None # version of the label files, such as V2
-    views: Literal[1, 3] = 1 # crops per clip: the centre, or both sides too
-    batch_size: int = 32 # clips at a time
-    workers: int = 0 # processes that load clips; 0: none but this one
-    kind: given(str, "TEXT", "the checkpoint's, else diving") = None # kind of action in the prompt
-    template: given(str, "TEXT", "the checkpoint's, else paper") = None # prompt: paper, plain, clip, doing, or a text with {label}
 
-    def run(self): run_evaluate(self)
+    data: Path  # folder with rgb/, pose/ and the label files
+    weights: str  # checkpoint (.safetensors), the folder of a run, or a model's name
+    out: given(Path, "PATH", "print only") = None  # folder for result.json and report.html
+    split: Literal["train", "test"] = "test"  # which clips
+    version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
+    views: Literal[1, 3] = 1  # crops per clip: the centre, or both sides too
+    batch_size: int = 32  # clips at a time
+    workers: int = 0  # processes that load clips; 0: none but this one
+    kind: given(str, "TEXT", "the checkpoint's, else diving") = None  # kind of action in the prompt
+    template: given(str, "TEXT", "the checkpoint's, else paper") = (
+        None  # prompt: paper, plain, clip, doing, or a text with {label}
+    )
+
+    def run(self):
+        run_evaluate(self)
 
 # %% ../../nbs/use/03_cli.ipynb #304013c6
-def clips_for(o: Evaluate, c): # ClipDataset
+def clips_for(o: Evaluate, c):  # ClipDataset
     "The clips as a model with configuration `c` wants them"
     from pevl.data.datasets import ClipDataset, read_diving48
+
     pose, video = (name in c.modalities for name in ("pose", "video"))
     clips = read_diving48(o.data, o.split, o.version)
-    return ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size, views=o.views, layout=c.layout, require_pose=pose, read_video=video)
+    return ClipDataset(
+        clips,
+        T=c.T,
+        Tv=c.Tv,
+        size=c.size,
+        views=o.views,
+        layout=c.layout,
+        require_pose=pose,
+        read_video=video,
+    )
+
 
 def run_evaluate(o: Evaluate):
     "Evaluate, print, and write the report"
-    expect_data(o.data); expect_place(o.out) if o.out else None
+    expect_data(o.data)
+    expect_place(o.out) if o.out else None
     from pevl.data.text import prompt
     from pevl.train.evaluate import evaluate
     from pevl.train.learner import check_broken
     from pevl.use.predict import load_any, read_facts
+
     model, words = load_any(o.weights), wording(o, read_facts(o.weights))
-    data = clips_for(o, model.config); clips = data.clipset; texts = [prompt(t, **words) for t in clips.classes]
+    data = clips_for(o, model.config)
+    clips = data.clipset
+    texts = [prompt(t, **words) for t in clips.classes]
     result = evaluate(model, data, texts, o.batch_size, o.workers, progress=sys.stderr.isatty())
     check_broken(result.broken, len(clips), f"{clips.name} {o.split}")
     show_result(result.summary() | ({"no video for": len(clips.missing)} if clips.missing else {}))
     print(f"asked as       {texts[0]}")
-    if o.out: write_result(o, result, data, texts[0])
+    if o.out:
+        write_result(o, result, data, texts[0])
 
 # %% ../../nbs/use/03_cli.ipynb #a2c62a65
 def write_result(o: Evaluate, result, data, asked: str):
@@ -181,103 +276,142 @@ def write_result(o: Evaluate, result, data, asked: str):
     from pevl.train.evaluate import save_result
     from pevl.train.learner import naming
     from pevl.use.report import write_report
-    clips, page = data.clipset, o.out/"report.html"
-    facts = {"Weights": Path(o.weights).name, "Asked as": asked, "Clips without a video": len(clips.missing),
-             "Data": f"{clips.name} {o.split}, {clips.version}, label files {clips.checksum}"}
+
+    clips, page = data.clipset, o.out / "report.html"
+    facts = {
+        "Weights": Path(o.weights).name,
+        "Asked as": asked,
+        "Clips without a video": len(clips.missing),
+        "Data": f"{clips.name} {o.split}, {clips.version}, label files {clips.checksum}",
+    }
     with naming(o.out):
-        o.out.mkdir(parents=True, exist_ok=True); save_result(o.out/"result.json", result)
+        o.out.mkdir(parents=True, exist_ok=True)
+        save_result(o.out / "result.json", result)
         write_report(page, result, data, protocol=facts, title=f"PeVL on {clips.name}")
     print(f"wrote {page}")
 
 # %% ../../nbs/use/03_cli.ipynb #4c278160
-Labels = Annotated[tuple[str, ...], arg(metavar="FILE | TEXT TEXT ...", help_behavior_hint="(default: the checkpoint's, else Diving48's)")]
+Labels = Annotated[
+    tuple[str, ...],
+    arg(metavar="FILE | TEXT TEXT ...", help_behavior_hint="(default: the checkpoint's, else Diving48's)"),
+]
+
 
 @dataclass
 class Predict:
     "Rank label texts for one video"
-    video: Positional[Path] # a video file
-    weights: str = "pevl_nano" # checkpoint (.safetensors), the folder of a run, or a model's name
-    labels: Labels = () # a text file with one label per line, or two or more label texts
-    pose: given(Path, "PATH", "looked for beside the video") = None # pose file (.npz)
-    topk: int = 5 # labels to print
-    views: Literal[1, 3] = 1 # crops: the centre, or both sides too
-    kind: given(str, "TEXT", "the checkpoint's, else diving") = None # kind of action in the prompt
-    template: given(str, "TEXT", "the checkpoint's, else paper") = None # prompt: paper, plain, clip, doing, or a text with {label}
 
-    def run(self): run_predict(self)
+    video: Positional[Path]  # a video file
+    weights: str = "pevl_nano"  # checkpoint (.safetensors), the folder of a run, or a model's name
+    labels: Labels = ()  # a text file with one label per line, or two or more label texts
+    pose: given(Path, "PATH", "looked for beside the video") = None  # pose file (.npz)
+    topk: int = 5  # labels to print
+    views: Literal[1, 3] = 1  # crops: the centre, or both sides too
+    kind: given(str, "TEXT", "the checkpoint's, else diving") = None  # kind of action in the prompt
+    template: given(str, "TEXT", "the checkpoint's, else paper") = (
+        None  # prompt: paper, plain, clip, doing, or a text with {label}
+    )
+
+    def run(self):
+        run_predict(self)
 
 # %% ../../nbs/use/03_cli.ipynb #7b0dac25
 def read_labels(
-    path # text file
+    path,  # text file
 ) -> list[str]:
     "One label per line; empty lines are left out; ValueError names the file and the line"
     expect_file(path, "a text file with one label per line, or two or more label texts")
-    try: lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: line {e.object.count(10, 0, e.start) + 1}: expected text in UTF-8, one label per line") from None
+        raise ValueError(
+            f"{path}: line {e.object.count(10, 0, e.start) + 1}: expected text in UTF-8, one label per line"
+        ) from None
     first = {}
     for i, text in enumerate(map(str.strip, lines), 1):
-        if text in first: raise ValueError(f"{path}: line {i}: repeats {text!r} of line {first[text]}, expected different labels")
-        if text: first[text] = i
-    if len(first) < 2: raise ValueError(f"{path}: holds {len(first)} labels, expected at least two, one per line")
+        if text in first:
+            raise ValueError(
+                f"{path}: line {i}: repeats {text!r} of line {first[text]}, expected different labels"
+            )
+        if text:
+            first[text] = i
+    if len(first) < 2:
+        raise ValueError(f"{path}: holds {len(first)} labels, expected at least two, one per line")
     return list(first)
 
 # %% ../../nbs/use/03_cli.ipynb #e92f03fc
 def choose_labels(labels: tuple, facts: dict, weights: str) -> list[str]:
     "Texts to choose from: of the command line, of a file, of the checkpoint, or Diving48's"
-    if labels: return list(labels) if len(labels) > 1 else read_labels(labels[0])
-    if "classes" in facts: return facts["classes"]
+    if labels:
+        return list(labels) if len(labels) > 1 else read_labels(labels[0])
+    if "classes" in facts:
+        return facts["classes"]
     from pevl.data.text import DIVING48, dive_sentence
     from pevl.use.predict import find_checkpoint
-    if find_checkpoint(weights): raise ValueError(f"{weights}: notes no classes, expected --labels")
+
+    if find_checkpoint(weights):
+        raise ValueError(f"{weights}: notes no classes, expected --labels")
     return [dive_sentence(l) for l in DIVING48]
+
 
 def run_predict(o: Predict):
     "Print the labels that fit best"
-    expect_file(o.video, "a video"); expect_file(o.pose, "a pose file (.npz)") if o.pose else None
-    if len(o.labels) == 1: read_labels(o.labels[0]) # a mistake in it is told before torch is imported
+    expect_file(o.video, "a video")
+    expect_file(o.pose, "a pose file (.npz)") if o.pose else None
+    if len(o.labels) == 1:
+        read_labels(o.labels[0])  # a mistake in it is told before torch is imported
     from pevl.use.predict import predict, read_facts
-    facts = read_facts(o.weights); labels = choose_labels(o.labels, facts, o.weights)
+
+    facts = read_facts(o.weights)
+    labels = choose_labels(o.labels, facts, o.weights)
     ranked = predict(o.video, labels, o.weights, o.pose, o.topk, **wording(o, facts), views=o.views)
-    for label, p in ranked: print(f"{p:6.1%}  {label}")
+    for label, p in ranked:
+        print(f"{p:6.1%}  {label}")
 
 # %% ../../nbs/use/03_cli.ipynb #f4c16d59
 @dataclass
 class Demo:
     "Simulate, train, evaluate, predict and report, in a few minutes on a CPU"
-    out: Path = Path("runs/demo") # folder for data, run and report.html
-    seed: int = 0 # seed of data, model and training
-    minutes: float = 6. # budget of the training, minutes: the schedule is squeezed into it
-    train: int = 60 # training clips per class, of eight classes
-    test: int = 25 # test clips per class
-    modalities: Modalities = ("video", "pose", "text") # text, and video or pose or both
-    train_everything: bool = False # train the trunk too, instead of adapters only
+
+    out: Path = Path("runs/demo")  # folder for data, run and report.html
+    seed: int = 0  # seed of data, model and training
+    minutes: float = 6.0  # budget of the training, minutes: the schedule is squeezed into it
+    train: int = 60  # training clips per class, of eight classes
+    test: int = 25  # test clips per class
+    modalities: Modalities = ("video", "pose", "text")  # text, and video or pose or both
+    train_everything: bool = False  # train the trunk too, instead of adapters only
 
     def run(self):
         expect_place(self.out)
         from pevl.use.demo import demo
+
         demo(**vars(self))
 
 # %% ../../nbs/use/03_cli.ipynb #3022be13
 @dataclass
 class Pretrain:
     "Train pevl_nano's CLIP on captioned frames of simulated dives"
-    out: Path # folder for weights, log and facts
-    dives: int = 7000 # simulated dives to train on, ten frames of each
-    test_dives: int = 400 # simulated dives that are held out
-    steps: int = 3600 # batches to train on
-    batch: int = 96 # frames per step
-    lr: float = 1e-3 # highest learning rate
-    seed: int = 0 # seed of everything random
-    workers: int = 2 # processes that draw frames
+
+    out: Path  # folder for weights, log and facts
+    dives: int = 7000  # simulated dives to train on, ten frames of each
+    test_dives: int = 400  # simulated dives that are held out
+    steps: int = 3600  # batches to train on
+    batch: int = 96  # frames per step
+    lr: float = 1e-3  # highest learning rate
+    seed: int = 0  # seed of everything random
+    workers: int = 2  # processes that draw frames
 
     def run(self):
         expect_place(self.out)
         from pevl.train.pretrain import pretrain
-        for k, v in pretrain(**vars(self)).items(): print(f"{k:14} {v:.1%}")
+
+        for k, v in pretrain(**vars(self)).items():
+            print(f"{k:14} {v:.1%}")
 
 # %% ../../nbs/use/03_cli.ipynb #e5c71083
-COMMANDS = dict(simdive=Simdive, train=Train, evaluate=Evaluate, predict=Predict, demo=Demo, pretrain=Pretrain)
+COMMANDS = dict(
+    simdive=Simdive, train=Train, evaluate=Evaluate, predict=Predict, demo=Demo, pretrain=Pretrain
+)
 ABOUT = """PeVL: fine-grained action recognition from video, pose and text
 
 all of it in a few minutes, without data or GPU:
@@ -293,22 +427,31 @@ pevl COMMAND --help explains every option; pevl --version prints the version.
 
 A mistake ends with one line and exit status 2; PEVL_DEBUG=1 shows its traceback."""
 
+
 def parse(args: list[str]):
     "A command line as one of the dataclasses; exits with status 2 and an explanation if it is none"
     import tyro
-    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="pevl", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="pevl", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+    )
 
 # %% ../../nbs/use/03_cli.ipynb #56688599
 def one_line(error) -> str:
     "What to tell the user"
-    if isinstance(error, OSError) and error.strerror: return f"{error.filename or 'output'}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'output'}: {error.strerror.lower()}"
     return " ".join(str(error).split()) or type(error).__name__
+
 
 def fail(message: str, status: int) -> int:
     "One line on stderr; what still waits to be printed is dropped if nobody can take it"
-    try: sys.stdout.flush()
-    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if message: print(f"pevl: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if message:
+        print(f"pevl: {message}", file=sys.stderr)
     return status
 
 # %% ../../nbs/use/03_cli.ipynb #01efcfb1
@@ -318,16 +461,24 @@ def main(args=None) -> int:
     try:
         if args == ["--version"]:
             from pevl import __version__
+
             print(f"pevl {__version__}")
         else:
-            command = parse(args); check_numbers(command); command.run()
-        sys.stdout.flush(); return 0
-    except KeyboardInterrupt as e: ended = str(e) or "stopped", 130
-    except BrokenPipeError: ended = "", 141 # as of a program in `pevl ... | head -1`
+            command = parse(args)
+            check_numbers(command)
+            command.run()
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as e:
+        ended = str(e) or "stopped", 130
+    except BrokenPipeError:
+        ended = "", 141  # as of a program in `pevl ... | head -1`
     except (ValueError, OSError) as e:
-        if os.environ.get("PEVL_DEBUG"): raise
+        if os.environ.get("PEVL_DEBUG"):
+            raise
         ended = one_line(e), 2
-    return fail(*ended) # here the error is gone, and with it the progress bar that it held
+    return fail(*ended)  # here the error is gone, and with it the progress bar that it held
 
 # %% ../../nbs/use/03_cli.ipynb #d0907cf4
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    sys.exit(main())

@@ -21,54 +21,85 @@ from .report import read_log, write_report
 
 # %% ../../nbs/use/04_demo.ipynb #c1efdd47
 def demo_recipe(
-    seed:int,
-    minutes:float,          # for training
-    modalities:tuple,
-    train_everything:bool   # also the trunk
-):                          # TrainConfig
+    seed: int,
+    minutes: float,  # for training
+    modalities: tuple,
+    train_everything: bool,  # also the trunk
+):  # TrainConfig
     "The preset 'demo' with its switches"
-    c = preset("demo"); model = replace(c.model, modalities=tuple(modalities), freeze_trunk=not train_everything)
+    c = preset("demo")
+    model = replace(c.model, modalities=tuple(modalities), freeze_trunk=not train_everything)
     return replace(c, seed=seed, model=model, optim=replace(c.optim, max_minutes=minutes))
 
 # %% ../../nbs/use/04_demo.ipynb #a723e3c0
 def demo(
-    out,                     # folder for data, run and report
-    seed:int=0,              # of data, model and training
-    classes:int=8,
-    train:int=60,            # training clips per class
-    test:int=25,             # test clips per class
-    minutes:float=6.,        # budget for training: nine epochs, or as many as fit, with the schedule squeezed
-    modalities:tuple=("video", "pose", "text"),
-    train_everything:bool=False, # train the trunk too, instead of adapters only
-    data=None,               # folder for the clips, to share them between runs; None: inside `out`
-    workers:int=0,           # processes that draw clips; 0: one per core
-    progress:bool=True
-) -> dict:                   # summary: top1, top5, mean_class, within_pairs, ...
+    out,  # folder for data, run and report
+    seed: int = 0,  # of data, model and training
+    classes: int = 8,
+    train: int = 60,  # training clips per class
+    test: int = 25,  # test clips per class
+    minutes: float = 6.0,  # budget for training: nine epochs, or as many as fit, with the schedule squeezed
+    modalities: tuple = ("video", "pose", "text"),
+    train_everything: bool = False,  # train the trunk too, instead of adapters only
+    data=None,  # folder for the clips, to share them between runs; None: inside `out`
+    workers: int = 0,  # processes that draw clips; 0: one per core
+    progress: bool = True,
+) -> dict:  # summary: top1, top5, mean_class, within_pairs, ...
     "Simulate, train, evaluate, predict one clip, write report.html"
-    out, start = Path(out), time.time(); say = (lambda *a: print(*a, flush=True)) if progress else (lambda *a: None)
+    out, start = Path(out), time.time()
+    say = (lambda *a: print(*a, flush=True)) if progress else (lambda *a: None)
     say(f"1/4  SimDive: {classes} classes, {train} training and {test} test clips of each")
-    root = generate(data or out/f"simdive-{classes}x{train}+{test}-seed{seed}", classes, train, test, seed, workers, progress=progress)
-    sets = [read_diving48(root, s) for s in ("train", "test")]; config = demo_recipe(seed, minutes, modalities, train_everything)
+    root = generate(
+        data or out / f"simdive-{classes}x{train}+{test}-seed{seed}",
+        classes,
+        train,
+        test,
+        seed,
+        workers,
+        progress=progress,
+    )
+    sets = [read_diving48(root, s) for s in ("train", "test")]
+    config = demo_recipe(seed, minutes, modalities, train_everything)
     say(f"2/4  training {config.model.name} ({', '.join(modalities)}), at most {minutes:g} minutes")
-    torch.manual_seed(seed); model = create_model(config.model.name, config.model.weights, **config.model.overrides())
-    run = out/"run"; summary = Learner(model, *sets, config, run, progress=progress).fit(resume=(run/"checkpoint.pt").exists())
-    result = load_result(run/"result.json"); model = load_model(run/"model.safetensors"); scores = result.summary()
-    say("     held-out clips: " + "  ".join(f"{k} {v:.1%}" for k, v in scores.items() if isinstance(v, float)))
-    show_prediction(sets[1], model, config, say); total = (time.time() - start)/60
-    notes = protocol(sets, config, model, summary, total); log = read_log(run/"log.csv")
-    write_report(out/"report.html", result, test_data(sets[1], model), log, notes, title="PeVL on simulated dives")
-    facts = scores | dict(seed=seed, modalities=list(modalities), train_everything=train_everything, minutes=round(total, 2))
-    (out/"demo.json").write_text(json.dumps(facts, indent=1) + "\n"); say(f"4/4  {out/'report.html'} ({total:.1f} minutes)"); return scores
+    torch.manual_seed(seed)
+    model = create_model(config.model.name, config.model.weights, **config.model.overrides())
+    run = out / "run"
+    summary = Learner(model, *sets, config, run, progress=progress).fit(
+        resume=(run / "checkpoint.pt").exists()
+    )
+    result = load_result(run / "result.json")
+    model = load_model(run / "model.safetensors")
+    scores = result.summary()
+    say(
+        "     held-out clips: " + "  ".join(f"{k} {v:.1%}" for k, v in scores.items() if isinstance(v, float))
+    )
+    show_prediction(sets[1], model, config, say)
+    total = (time.time() - start) / 60
+    notes = protocol(sets, config, model, summary, total)
+    log = read_log(run / "log.csv")
+    write_report(
+        out / "report.html", result, test_data(sets[1], model), log, notes, title="PeVL on simulated dives"
+    )
+    facts = scores | dict(
+        seed=seed, modalities=list(modalities), train_everything=train_everything, minutes=round(total, 2)
+    )
+    (out / "demo.json").write_text(json.dumps(facts, indent=1) + "\n")
+    say(f"4/4  {out / 'report.html'} ({total:.1f} minutes)")
+    return scores
 
 # %% ../../nbs/use/04_demo.ipynb #b487215a
 def test_data(clips, model) -> ClipDataset:
     "Test clips as the model wants them"
-    c = model.config; return ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size, layout=c.layout)
+    c = model.config
+    return ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size, layout=c.layout)
+
 
 def show_prediction(clips, model, config, say):
     "Predict one test video and say what it shows"
-    clip = clips.clips[0]; say(f"3/4  one video, {clip.video.name}; it shows {clips.classes[clip.label]}")
-    for label, p in predict(clip.video, clips.classes, model, topk=3, kind=config.data.kind): say(f"     {p:6.1%}  {label}")
+    clip = clips.clips[0]
+    say(f"3/4  one video, {clip.video.name}; it shows {clips.classes[clip.label]}")
+    for label, p in predict(clip.video, clips.classes, model, topk=3, kind=config.data.kind):
+        say(f"     {p:6.1%}  {label}")
 
 # %% ../../nbs/use/04_demo.ipynb #c37735c2
 def protocol(sets, config, model, summary, minutes) -> dict:
@@ -76,18 +107,22 @@ def protocol(sets, config, model, summary, minutes) -> dict:
     import platform
 
     train, test = sets
-    n, total = (sum(p.numel() for p in model.parameters() if p.requires_grad or all_) for all_ in (False, True))
+    n, total = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or all_) for all_ in (False, True)
+    )
     data = (
-        f"SimDive (simulated), {len(train.classes)} classes, {len(train)} training and {len(test)} test clips; label files {train.checksum}"
+        f"SimDive (simulated), {len(train.classes)} classes, {len(train)} training and {len(test)} test clips"
     )
     broken = summary.get("broken", {})
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+    machine = (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+    )
     return {
-        "Data": data,
+        "Data": f"{data}; label files {train.checksum}",
         "Model": f"{config.model.name}, {' + '.join(config.model.modalities)}, {n:,} trainable of {total:,} parameters",
         "Start": "the shipped trunk, pretrained on captioned SimDive frames (simulated)",
         "Training": f"AdamW, learning rate {config.optim.lr:g}, batch {config.data.batch_size}, {summary['epochs']} epochs, "
-            f"at most {config.optim.max_minutes:g} minutes",
+        f"at most {config.optim.max_minutes:g} minutes",
         "Views": "1 centre crop, 1 clip in time",
         "Seed": config.seed,
         "Broken clips": sum(map(len, broken.values())),

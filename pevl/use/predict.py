@@ -17,44 +17,67 @@ from ..model.pevl import create_model, list_models, load_model, read_config
 
 # %% ../../nbs/use/01_predict.ipynb #3378f018
 def find_pose(
-    video # path of a video
-) -> Path: # or None
+    video,  # path of a video
+) -> Path:  # or None
     "The pose file of a video: <name>.npz beside it, or in the folder pose/ beside the video's folder"
-    video = Path(video); name = f"{video.stem}.npz"
-    return next((p for p in (video.with_name(name), video.parent.parent/"pose"/name, video.parent/"pose"/name) if p.is_file()), None)
+    video = Path(video)
+    name = f"{video.stem}.npz"
+    return next(
+        (
+            p
+            for p in (
+                video.with_name(name),
+                video.parent.parent / "pose" / name,
+                video.parent / "pose" / name,
+            )
+            if p.is_file()
+        ),
+        None,
+    )
 
 # %% ../../nbs/use/01_predict.ipynb #79e108fb
 def find_checkpoint(
-    model # path of a checkpoint, folder of a run, or a name of `list_models()`
-) -> Path: # None for a name
+    model,  # path of a checkpoint, folder of a run, or a name of `list_models()`
+) -> Path:  # None for a name
     "The checkpoint that `model` means; whether it exists is found out by reading it"
     path = Path(str(model))
-    if str(model) in list_models() or not (path.suffix or path.exists()): return None
-    return path/"model.safetensors" if path.is_dir() else path
+    if str(model) in list_models() or not (path.suffix or path.exists()):
+        return None
+    return path / "model.safetensors" if path.is_dir() else path
+
 
 def load_any(
-    model # a PeVL, the path of its checkpoint, the folder of its run, or a name of `list_models()` (then with CLIP's weights)
-): # PeVL in eval mode
+    model,  # a PeVL, the path of its checkpoint, the folder of its run, or a name of `list_models()` (then with CLIP's weights)
+):  # PeVL in eval mode
     "A model from whatever names it"
-    if isinstance(model, torch.nn.Module): return model.eval()
+    if isinstance(model, torch.nn.Module):
+        return model.eval()
     path = find_checkpoint(model)
     return load_model(path) if path else create_model(str(model), weights="clip")
 
 # %% ../../nbs/use/01_predict.ipynb #0e6ebfe1
-_FACTS = dict( # name -> (what must hold, in words)
-    classes=(lambda v: isinstance(v, list) and len(v) > 1 and all(isinstance(t, str) for t in v), "two or more texts"),
+_FACTS = dict(  # name -> (what must hold, in words)
+    classes=(
+        lambda v: isinstance(v, list) and len(v) > 1 and all(isinstance(t, str) for t in v),
+        "two or more texts",
+    ),
     kind=(lambda v: isinstance(v, str), "a text"),
-    template=(lambda v: isinstance(v, str), "a text"))
+    template=(lambda v: isinstance(v, str), "a text"),
+)
+
 
 def read_facts(
-    model # as for `load_any`
-) -> dict: # classes, kind, template, ...; empty for a model without a file
+    model,  # as for `load_any`
+) -> dict:  # classes, kind, template, ...; empty for a model without a file
     "What a training run noted in a checkpoint about the texts it was trained with"
     from safetensors import safe_open
+
     path = None if isinstance(model, torch.nn.Module) else find_checkpoint(model)
-    if path is None: return {}
+    if path is None:
+        return {}
     read_config(path)  # it is a checkpoint, or this is an error
-    with safe_open(path, "pt") as f: facts = json.loads(f.metadata()["pevl"]).get("facts", {})
+    with safe_open(path, "pt") as f:
+        facts = json.loads(f.metadata()["pevl"]).get("facts", {})
     for name, (ok, expected) in _FACTS.items():
         if name in facts and not ok(facts[name]):
             raise ValueError(f"{path}: fact {name!r}: is {str(facts[name])[:40]!r}, expected {expected}")
@@ -90,26 +113,41 @@ def predict(
     model = load_any(model)
     kind, template = kind or facts.get("kind", "diving"), template or facts.get("template", "paper")
     batch = one_clip(video, model, pose, views).to(model.logit_scale.device)
-    features = model.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots) | model.encode_text(
-        [prompt(l, kind, template) for l in labels]
-    )
+    features = model.encode_clip(
+        batch.frames, batch.keypoints, batch.scores, batch.slots
+    ) | model.encode_text([prompt(l, kind, template) for l in labels])
     probs = (model.scale * model.similarity(features)).softmax(1).mean(0).cpu()
     best = probs.argsort(descending=True)[: max(1, topk)]
     return [(labels[i], probs[i].item()) for i in best.tolist()]
 
 # %% ../../nbs/use/01_predict.ipynb #32de8618
 def one_clip(
-    video,      # path
-    model,      # decides frames, size and whether joints are needed
+    video,  # path
+    model,  # decides frames, size and whether joints are needed
     pose=None,  # path; None: look for it
-    views:int=1
-): # Batch of `views` crops
+    views: int = 1,
+):  # Batch of `views` crops
     "The batch of one video, exactly as an evaluation would make it"
-    video, c = Path(video), model.config; pose = Path(pose) if pose else find_pose(video)
-    with open_video(video) as v: end = v.num_frames
+    video, c = Path(video), model.config
+    pose = Path(pose) if pose else find_pose(video)
+    with open_video(video) as v:
+        end = v.num_frames
     if "pose" in c.modalities and pose is None:
-        raise ValueError(f"{video}: the model needs joints, expected {video.stem}.npz beside it or in pose/ (or a model without pose)")
-    if pose is not None: load_pose(pose)
-    clipset = ClipSet("one video", "test", ["?"], [("?",)], [Clip(video.stem, video, pose, 0, 0, end)], [], "", "")
-    data = ClipDataset(clipset, T=c.T, Tv=c.Tv, size=c.size, views=views, require_pose="pose" in c.modalities, layout=c.layout)
+        raise ValueError(
+            f"{video}: the model needs joints, expected {video.stem}.npz beside it or in pose/ (or a model without pose)"
+        )
+    if pose is not None:
+        load_pose(pose)
+    clipset = ClipSet(
+        "one video", "test", ["?"], [("?",)], [Clip(video.stem, video, pose, 0, 0, end)], [], "", ""
+    )
+    data = ClipDataset(
+        clipset,
+        T=c.T,
+        Tv=c.Tv,
+        size=c.size,
+        views=views,
+        require_pose="pose" in c.modalities,
+        layout=c.layout,
+    )
     return collate([data[i] for i in range(views)])

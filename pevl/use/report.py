@@ -16,17 +16,23 @@ from ..data.pose import LAYOUTS
 from ..train.evaluate import Result, plot_confusion
 
 # %% ../../nbs/use/02_report.ipynb #0096d894
-def data_uri(image, kind="png"): # bytes
+def data_uri(image, kind="png"):  # bytes
     "Bytes of an image as something that fits into a page"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
 
 def figure_uri(fig, dpi=80):
     "A matplotlib figure as a data URI; closes it"
     import matplotlib.pyplot as plt
-    s = io.BytesIO(); fig.savefig(s, format="png", dpi=dpi, bbox_inches="tight"); plt.close(fig); return data_uri(s.getvalue())
+
+    s = io.BytesIO()
+    fig.savefig(s, format="png", dpi=dpi, bbox_inches="tight")
+    plt.close(fig)
+    return data_uri(s.getvalue())
 
 # %% ../../nbs/use/02_report.ipynb #4f925ccd
 LEFT, RIGHT, MIDDLE = (235, 90, 60), (60, 140, 255), (250, 220, 70)
+
 
 def strip(
     sample,  # Sample
@@ -55,6 +61,7 @@ def strip(
         out.append(img)
     return np.concatenate(out, 1)
 
+
 def _side(layout, a, b):
     names = [LAYOUTS[layout].names[j].lower() for j in (a, b)]
     is_ = lambda w: all(n.startswith(w) for n in names)
@@ -75,6 +82,7 @@ def read_log(path) -> dict:  # column -> list of float, nan where empty
             return float("nan")
 
     return {k: [number(r[k]) for r in rows] for k in (rows[0] if rows else {})}
+
 
 def plot_log(log, ax=None):
     "Loss (left) and training accuracy (right) over epochs"
@@ -117,6 +125,7 @@ table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
 th{min-width:6.5em;font-weight:600}"""
 
+
 def _cards(summary):
     what = dict(
         top1="the best label is right",
@@ -126,12 +135,19 @@ def _cards(summary):
     )
     names = dict(top1="top-1", top5="top-5", mean_class="mean class", within_pairs="within pairs")
     return "".join(
-        f'<div class="card">{names[k]}<b>{summary[k]:.1%}</b><span>{what[k]}</span></div>' for k in what if summary.get(k) is not None
+        f'<div class="card">{names[k]}<b>{summary[k]:.1%}</b><span>{what[k]}</span></div>'
+        for k in what
+        if summary.get(k) is not None
     )
+
 
 def _table(rows):
     return (
-        "<table>" + "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+        "<table>"
+        + "".join(
+            f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
+        )
+        + "</table>"
     )
 
 # %% ../../nbs/use/02_report.ipynb #e90bab1a
@@ -144,10 +160,15 @@ def _clip_block(dataset, result, i, at):
     ok = said == y
     jpg = cv2.imencode(".jpg", strip(sample)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
     e = lambda c: html.escape(result.classes[c])
-    verdict = f'<span class="good">right</span>: {e(y)}' if ok else f'<span class="bad">wrong</span>: said {e(said)}; it is {e(y)}'
+    verdict = (
+        f'<span class="good">right</span>: {e(y)}'
+        if ok
+        else f'<span class="bad">wrong</span>: said {e(said)}; it is {e(y)}'
+    )
     name = html.escape(result.names[i])
     img = f'<div class="scroll"><img alt="eight frames of {name} with skeleton" src="{data_uri(jpg, "jpeg")}"></div>'
     return f'<div class="clip">{img}{verdict} <span class="soft">({p[said]:.0%}, {name})</span></div>'
+
 
 def choose_clips(result, n=8):
     "Clips to show: the first of each class, wrong ones first where a class has any"
@@ -186,7 +207,10 @@ def write_report(
     if log and len(log.get("loss", [])) > 1:
         fig, ax = plt.subplots(figsize=(8, 3))
         plot_log(log, ax)
-        parts += ["<h2>Learning</h2>", f'<figure><img alt="loss and accuracy over epochs" src="{figure_uri(fig)}"></figure>']
+        parts += [
+            "<h2>Learning</h2>",
+            f'<figure><img alt="loss and accuracy over epochs" src="{figure_uri(fig)}"></figure>',
+        ]
     fig, ax = plt.subplots(figsize=(9, 1.6 + 0.36 * len(result.classes)))
     plot_confusion(result, ax)
     parts += [
@@ -215,6 +239,7 @@ def write_report(
         part.unlink(missing_ok=True)
     return path
 
+
 def _compare(runs):
     "A table of summaries"
     show = lambda v: "–" if v is None else f"{v:.1%}"
@@ -223,6 +248,9 @@ def _compare(runs):
         "<table><tr><th></th>"
         + "".join(f"<th>{n}</th>" for n in keys.values())
         + "</tr>"
-        + "".join(f"<tr><th>{html.escape(r)}</th>" + "".join(f"<td>{show(s.get(k))}</td>" for k in keys) + "</tr>" for r, s in runs.items())
+        + "".join(
+            f"<tr><th>{html.escape(r)}</th>" + "".join(f"<td>{show(s.get(k))}</td>" for k in keys) + "</tr>"
+            for r, s in runs.items()
+        )
         + "</table>"
     )
