@@ -714,9 +714,12 @@ def test_interrupted(tmp_path):
     "Ctrl-C: one line, status 130, and only whole files; the same command goes on"
     out = tmp_path / "dives"
     args = ["simdive", "--out", out, "--classes", 4, "--train", 200, "--workers", 1, "--size", 64]
-    ran = subprocess.Popen(
-        command(*args), env={**os.environ, **ENV}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+    def heard():  # a shell's background job would ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ran = subprocess.Popen(command(*args), env={**os.environ, **ENV}, preexec_fn=heard, **pipes)
     until = time.monotonic() + 120
     while not list(out.glob("truth/*.npz")) and time.monotonic() < until and ran.poll() is None:
         time.sleep(0.05)

@@ -121,31 +121,19 @@ class Train:
 
     data: Path  # folder with rgb/, pose/ and the label files
     out: Path  # folder for the run: weights, log, result
-    preset: Literal["paper", "nano", "demo"] = (
-        "paper"  # the recipe to start from; nano and demo are for a CPU
-    )
+    preset: Literal["paper", "nano", "demo"] = "paper"  # recipe to start from; nano and demo suit a CPU
     model: given(str, "NAME", "the preset's") = None  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
-    weights: given(str, "PATH", "the preset's") = (
-        None  # to start from: clip, none, or a checkpoint (.safetensors)
-    )
-    modalities: given(Modalities, "{video,pose,text} ...", "the preset's") = (
-        None  # text, and video or pose or both
-    )
+    weights: given(str, "PATH", "the preset's") = None  # start: clip, none, or a .safetensors file
+    modalities: given(Modalities, "{video,pose,text} ...", "the preset's") = None  # text with one or both
     version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
     kind: given(str, "TEXT", "the preset's") = None  # kind of action in the prompt, such as diving
-    template: given(str, "TEXT", "the preset's") = (
-        None  # prompt: paper, plain, clip, doing, or a text with {label}
-    )
+    template: given(str, "TEXT", "the preset's") = None  # paper, plain, clip, doing, or with {label}
     lr: given(float, "RATE", "the preset's") = None  # highest learning rate
     epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
     batch_size: given(int, "CLIPS", "the preset's") = None  # clips per step and process
     workers: given(int, "NUMBER", "the preset's") = None  # processes that load clips
-    max_minutes: given(float, "MINUTES", "the preset's") = (
-        None  # budget of the training: the schedule is squeezed into it
-    )
-    amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = (
-        None  # automatic mixed precision
-    )
+    max_minutes: given(float, "MINUTES", "the preset's") = None  # budget: the schedule is squeezed into it
+    amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = None  # mixed precision
     seed: given(int, "NUMBER", "the preset's") = None  # seed of everything random
     resume: bool = False  # go on with the run in the folder
 
@@ -224,9 +212,7 @@ class Evaluate:
     batch_size: int = 32  # clips at a time
     workers: int = 0  # processes that load clips; 0: none but this one
     kind: given(str, "TEXT", "the checkpoint's, else diving") = None  # kind of action in the prompt
-    template: given(str, "TEXT", "the checkpoint's, else paper") = (
-        None  # prompt: paper, plain, clip, doing, or a text with {label}
-    )
+    template: given(str, "TEXT", "the checkpoint's, else paper") = None  # prompt, as for train
 
     def run(self):
         run_evaluate(self)
@@ -308,9 +294,7 @@ class Predict:
     topk: int = 5  # labels to print
     views: Literal[1, 3] = 1  # crops: the centre, or both sides too
     kind: given(str, "TEXT", "the checkpoint's, else diving") = None  # kind of action in the prompt
-    template: given(str, "TEXT", "the checkpoint's, else paper") = (
-        None  # prompt: paper, plain, clip, doing, or a text with {label}
-    )
+    template: given(str, "TEXT", "the checkpoint's, else paper") = None  # prompt, as for train
 
     def run(self):
         run_predict(self)

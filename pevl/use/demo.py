@@ -14,7 +14,7 @@ from ..data.datasets import ClipDataset, read_diving48
 from ..data.simdive import generate
 from ..model.pevl import create_model, load_model
 from ..train.evaluate import load_result
-from ..train.learner import Learner
+from ..train.learner import Learner, write_atomic
 from ..train.recipe import preset
 from .predict import predict
 from .report import read_log, write_report
@@ -83,7 +83,7 @@ def demo(
     facts = scores | dict(
         seed=seed, modalities=list(modalities), train_everything=train_everything, minutes=round(total, 2)
     )
-    (out / "demo.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_atomic(out / "demo.json", json.dumps(facts, indent=1) + "\n")
     say(f"4/4  {out / 'report.html'} ({total:.1f} minutes)")
     return scores
 
