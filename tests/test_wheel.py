@@ -95,7 +95,7 @@ def test_metadata(wheel):
     text = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
     assert f"\nVersion: {settings()['version']}\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
     assert (
-        "Requires-Dist: torch>=2.6" in text and 'Requires-Dist: decord>=0.6; (sys_platform == "linux"' in text
+        "Requires-Dist: torch>=2.8" in text and 'Requires-Dist: decord>=0.6; (sys_platform == "linux"' in text
     )
     assert not [
         line
