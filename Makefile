@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 DECLARED := settings.ini setup.py pyproject.toml constraints.txt
 JOBS ?= 2
 # one thread a process: two test processes share the cores, and results do not depend on the core count
-export OMP_NUM_THREADS ?= 1
+test lint book export: export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
 .PHONY: help demo test lint book export constraints clean distclean
