@@ -1,6 +1,6 @@
 """Measure what the README says about the demo: seeds × modalities, and the frozen trunk beside a trained one.
 
-python tools/demo_table.py run [FOLDER]   train whatever FOLDER (runs/table) does not hold yet, write pevl/results/demo.csv; hours of CPU
+python tools/demo_table.py run [FOLDER]   train what FOLDER (runs/table) lacks, write pevl/results/demo.csv; an hour on two cores
 python tools/demo_table.py show           the table, as Markdown
 python tools/demo_table.py write          put it into README.md
 """

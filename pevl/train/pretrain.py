@@ -25,6 +25,7 @@ from pevl.data.simdive import (
 )
 from ..data.text import DIVING48, tokenizer
 from ..model.clip import build_clip, load_clip, preprocess, save_clip
+from .learner import csv_text, write_atomic
 
 # %% ../../nbs/train/04_pretrain.ipynb #521e2f49
 PER_DIVE = 10
@@ -288,7 +289,8 @@ def pretrain(
         nn.utils.clip_grad_norm_(params, 1.0)
         optim.step()
         if (step + 1) % every == 0 or step + 1 == steps:
-            log.append(_log_line(step + 1, parts, clip, held, out, progress))
+            log.append(_log_line(step + 1, parts, clip, held, progress))
+            write_atomic(out / "pevl_nano_clip.csv", csv_text(log))
             clip.train()
             clip.visual.output_tokens = True
     clip.visual.output_tokens = False
@@ -308,25 +310,14 @@ def pretrain(
     return scores
 
 # %% ../../nbs/train/04_pretrain.ipynb #c9b004a3
-def _log_line(step, parts, clip, held, out, progress):
-    "Measure, and rewrite the log"
+def _log_line(step, parts, clip, held, progress):
+    "Measure: a line of the log"
     clip.visual.output_tokens = False
     scores = zero_shot(clip, held[0][:1500], held[1][:1500])
     line = dict(step=step, caption=parts[0], value=parts[1], locate=parts[2], **scores)
-    path = out / "pevl_nano_clip.csv"
-    new = (
-        step == 0
-        or not path.exists()
-        or (lines := path.read_text().splitlines())
-        and int(lines[-1].split(",")[0]) >= step
-    )
-    with open(path, "w" if new else "a", newline="") as f:
-        w = csv.DictWriter(f, line, lineterminator="\n")
-        w.writeheader() if new else None
-        w.writerow({k: v if k == "step" else f"{v:.4f}" for k, v in line.items()})
     if progress:
         print("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v}" for k, v in line.items()), flush=True)
-    return line
+    return {k: v if k == "step" else f"{v:.4f}" for k, v in line.items()}
 
 # %% ../../nbs/train/04_pretrain.ipynb #5cfaed89
 def model_card(
