@@ -9,12 +9,13 @@ JOBS ?= 2
 test lint book export: export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help demo test lint book export constraints clean distclean
+.PHONY: help demo test lint book bench export constraints clean distclean
 help:
 	@echo "make demo     simulate a small data set, train, evaluate; writes runs/demo/report.html"
 	@echo "make test     everything that CI checks: lint, the book, the notebooks, the tests"
 	@echo "make book     the book in _build/html/index.html"
 	@echo "make lint     style, notebooks clean and in step with the package, links"
+	@echo "make bench    time and memory of PeVL beside its baseline, in one run"
 	@echo "make export   notebooks -> pevl/"
 	@echo "make clean    remove what the commands above wrote (make distclean: .venv and runs too)"
 
@@ -36,6 +37,9 @@ book: .venv/.dev
 
 export: .venv/.dev
 	$(PY) tools/nb.py export
+
+bench: .venv/.run
+	$(PY) tools/bench.py
 
 constraints: .venv/.dev
 	$(PY) tools/constraints.py

@@ -21,11 +21,20 @@ def eight(tmp_path_factory):
     return read_diving48(root, "train")
 
 
-@pytest.mark.parametrize("modalities", [("video", "pose", "text"), ("video", "text")], ids="-".join)
-def test_eight_clips_by_heart(eight, modalities, tmp_path):
+# the guided loss pushes neighbouring texts apart more slowly: after 80 epochs PeVL knows seven of the eight
+@pytest.mark.parametrize("variant, epochs", [("table4.pevl", 130), ("table7.v_t", 80)])
+def test_eight_clips_by_heart(eight, variant, epochs, tmp_path):
     c = preset("nano")
-    c = replace(c, amp="no", eval_every=0, tensorboard=False, model=replace(c.model, modalities=modalities))
-    c = replace(c, data=replace(c.data, batch_size=8, crop=1.0), optim=replace(c.optim, epochs=80, lr=3e-3))
+    c = replace(
+        c,
+        amp="no",
+        eval_every=0,
+        tensorboard=False,
+        model=replace(c.model, variant=variant),
+    )
+    c = replace(
+        c, data=replace(c.data, batch_size=8, crop=1.0), optim=replace(c.optim, epochs=epochs, lr=3e-3)
+    )
     torch.manual_seed(0)
     model = create_model(c.model.name, "clip", **c.model.overrides())
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}

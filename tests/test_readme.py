@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-import demo_table
+import results
 from settings import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,8 +34,6 @@ def test_make_targets_that_it_names_exist():
 
 
 def test_results_are_those_that_were_measured():
-    assert demo_table.MARK[0] + demo_table.table() + demo_table.MARK[1] in README, (
-        "python tools/demo_table.py write"
-    )
+    assert results.MARK[0] + results.table() + results.MARK[1] in README, "python tools/results.py write"
     linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert linked and not [name for name in linked if not (ROOT / name).exists()]

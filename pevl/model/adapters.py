@@ -52,29 +52,29 @@ def over_time(
     missing = missing.transpose(1, 2) if missing is not None else None
     return attend(block, x.transpose(1, 2).contiguous(), missing)
 
-# %% ../../nbs/model/02_adapters.ipynb #c9f0f5aa
+# %% ../../nbs/model/02_adapters.ipynb #015468c9
 class AdaptedBlock(nn.Module):
-    "A frozen CLIP block with adapters. The block is borrowed, so several encoders can share it; only the adapters are ours"
+    "A frozen CLIP block, with adapters or without. The block is borrowed, so several encoders can share it; only the adapters are ours"
 
     def __init__(
         self,
         block: nn.Module,  # open_clip ResidualAttentionBlock
         ratio: float = 0.25,  # of the adapters
-        temporal: bool = False,  # reuse the attention over time, with a third adapter
+        temporal: bool = False,  # reuse the attention over time, through a third adapter if there are adapters
         drop: float = 0.0,  # drop path of the temporal and the MLP adapter
-        adapters: bool = True,  # False: the plain block, without parameters of its own
+        adapters: bool = True,  # False: nothing of its own to train; with `temporal`, the bare attention over time is added
     ):
         super().__init__()
         D = block.ln_1.normalized_shape[0]
         borrow(self, block=block)
-        self.temporal, self.adapters = temporal and adapters, adapters
+        self.temporal, self.adapters = temporal, adapters
         if adapters:
             self.s_adapter, self.m_adapter, self.drop = (
                 Adapter(D, ratio, skip=True),
                 Adapter(D, ratio),
                 drop_path(drop),
             )
-        if self.temporal:
+        if adapters and temporal:
             self.t_adapter = Adapter(D, ratio)
 
     def forward(
@@ -86,7 +86,8 @@ class AdaptedBlock(nn.Module):
     ):  # like x
         b, weights = self.block, None
         if self.temporal:
-            x = x + self.drop(self.t_adapter(over_time(b, b.ln_1(x), missing)).transpose(1, 2))
+            t = over_time(b, b.ln_1(x), missing)  # (B, L, T, D)
+            x = x + (self.drop(self.t_adapter(t)) if self.adapters else b.ls_1(t)).transpose(1, 2)
         a = attend(b, b.ln_1(x), missing, causal, need_weights)
         if need_weights:
             a, weights = a

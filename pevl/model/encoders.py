@@ -13,6 +13,7 @@ from torch import nn
 from ..data.pose import normalise
 from .adapters import AdaptedBlock, borrow
 from .clip import embed_patches, preprocess
+from .heatmaps import HeatmapTokens
 
 # %% ../../nbs/model/03_encoders.ipynb #36859aa5
 def adapted(
@@ -129,56 +130,74 @@ def masked_mean(
     keep = (keep | ~keep.any(-1, keepdim=True)).to(x.dtype)
     return (x * keep[..., None]).sum(-2) / keep.sum(-1, keepdim=True)
 
-# %% ../../nbs/model/03_encoders.ipynb #15e676ad
+# %% ../../nbs/model/03_encoders.ipynb #4fa3315a
 class PoseEncoder(nn.Module):
-    "CLIP's picture blocks on joints: J + 1 tokens a frame, attention over space and over time, three adapters per block"
+    "CLIP's picture blocks on joints, or on pictures of joints: attention over space and over time, three adapters per block"
 
     def __init__(
         self,
         visual: nn.Module,  # vision transformer of an open_clip CLIP; borrowed, not owned
         T: int = 48,  # pose frames of a clip
         J: int = 17,  # joints
-        adapters: bool = True,  # False: frozen CLIP, no attention over time
+        adapters: bool = True,  # False: frozen CLIP blocks, attention over space and time included
         ratio: float = 0.25,  # of the adapters
         drop: float = 0.0,  # drop path of the last block
-        pose_token: str = "plain",  # extra token: 'plain' (CLIP's class embedding) or 'mlp' (plus all joints of the frame)
+        pose_token: str = "plain",  # extra token: 'plain' (CLIP's class embedding) or, for coordinates, 'mlp' (plus all joints)
         pose_norm: bool = True,  # CLIP's first LayerNorm before the blocks
         pose_pool: str = "mean",  # a frame is the 'mean' of its tokens, or the extra 'token' alone
+        pose_input: str = "coordinates",  # a token per joint, 'coordinates', or per patch of a picture, 'heatmaps' (see `HeatmapTokens`)
     ):
         super().__init__()
         borrow(self, visual=visual)
         if pose_pool not in ("mean", "token"):
             raise ValueError(f"pose_pool {pose_pool!r}: expected 'mean' or 'token'")
+        if pose_input not in ("coordinates", "heatmaps"):
+            raise ValueError(f"pose_input {pose_input!r}: expected 'coordinates' or 'heatmaps'")
         self.T, self.J, self.pose_norm, self.pose_pool = T, J, pose_norm, pose_pool
+        self.pictures = pose_input == "heatmaps"
         self.blocks = adapted(
             visual.transformer.resblocks, drop, ratio=ratio, adapters=adapters, temporal=True
         )
-        self.embed = JointTokens(visual.class_embedding.detach(), T, J, pose_token)
+        cls = visual.class_embedding.detach()
+        if self.pictures:
+            self.embed = HeatmapTokens(cls, T, J, visual.patch_size[0])
+        else:
+            self.embed = JointTokens(cls, T, J, pose_token)
 
     def tokens(self, keypoints, scores, image_size, need_weights=False):
-        "Joints (B, T, J, 2) in pixels to tokens (B, T, J + 1, D), the extra one last; see `pose_tokens`"
+        "Joints (B, T, J, 2) in pixels to tokens (B, T, J + 1, D), of heatmaps (B, T, N + 1, D), the extra one last; see `pose_tokens`"
         return pose_tokens(self, keypoints, scores, image_size, need_weights)
 
-    def pool(self, tokens, scores):  # (B, T, J + 1, D), (B, T, J) -> PoseFeatures
-        keep = nn.functional.pad(scores > 0, (0, 1), value=True)
+    def pool(self, tokens, scores):  # (B, T, J + 1 or N + 1, D), (B, T, J) -> PoseFeatures
+        keep = self.there(scores).expand(tokens.shape[:-1])
         mask = (scores > 0).any(-1)
         frames = project(
             self.visual, masked_mean(tokens, keep) if self.pose_pool == "mean" else tokens[..., -1, :]
         )
         return PoseFeatures(masked_mean(frames, mask), frames, mask)
 
+    def there(self, scores):  # (B, T, J) -> (B, T, J + 1) bool; (B, T, 1), all True, for heatmaps
+        "Which tokens say something: joints that were seen, and the extra token; every patch of a heatmap, since empty says something too"
+        if self.pictures:
+            return torch.ones_like(scores[..., :1], dtype=torch.bool)
+        return nn.functional.pad(scores > 0, (0, 1), value=True)
+
     def forward(self, keypoints, scores, image_size):
         return self.pool(self.tokens(keypoints, scores, image_size), scores)
 
-# %% ../../nbs/model/03_encoders.ipynb #aea0c8fc
+# %% ../../nbs/model/03_encoders.ipynb #5a8ad7fa
 def pose_tokens(
     encoder: PoseEncoder,
     keypoints: torch.Tensor,  # (B, T, J, 2) pixels of the crop
     scores: torch.Tensor,  # (B, T, J), 0 = missing
     image_size: tuple,  # (H, W) of the crop
-    need_weights: bool = False,  # also the last block's attention from the extra token to the joints, mean over heads
-):  # (B, T, J + 1, D), or that and (B, T, J)
+    need_weights: bool = False,  # also the last block's attention from the extra token to the joints, mean over heads; not for heatmaps
+):  # (B, T, J + 1, D), of heatmaps (B, T, N + 1, D); or that and (B, T, J)
     "Joints through the blocks; nobody looks at a missing joint"
+    if need_weights and encoder.pictures:
+        raise ValueError(
+            "need_weights: heatmaps have no joint tokens to weigh, expected pose_input 'coordinates'"
+        )
     if keypoints.shape[1:3] != (encoder.T, encoder.J):
         T, J = keypoints.shape[1:3]
         raise ValueError(
@@ -187,7 +206,7 @@ def pose_tokens(
     points = torch.where(scores[..., None] > 0, normalise(keypoints, image_size), 0.0)
     x = encoder.embed(points, scores)
     x = encoder.visual.ln_pre(x) if encoder.pose_norm else x
-    missing = nn.functional.pad(scores <= 0, (0, 1), value=False) if (scores <= 0).any() else None
+    missing = None if (there := encoder.there(scores)).all() else ~there
     for block in encoder.blocks[:-1]:
         x = block(x, missing)
     if not need_weights:

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 from ..data.datasets import Skipping, collate
 from ..data.text import parse_label
+from ..loss.total import logits
+from ..model.pevl import Features
 
 # %% ../../nbs/train/03_evaluate.ipynb #a93635cc
 def accuracies(
@@ -137,10 +139,10 @@ def evaluate(
         raise ValueError(
             f"{len(texts)} label texts for {len(clipset.classes)} classes: expected one per class"
         )
-    device = device or model.logit_scale.device
+    device = device or model.device
     was = model.training
     model.eval()
-    text = model.encode_text(texts)
+    text = Features() if model.text is None else model.encode_text(texts)
     skipping = Skipping(dataset)
     total = {}
     for batch in tqdm(
@@ -154,14 +156,8 @@ def evaluate(
         if not len(batch):
             continue
         b = batch.to(device)
-        probs = (
-            (
-                model.scale
-                * model.similarity(model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text)
-            )
-            .softmax(1)
-            .cpu()
-        )
+        clips = model.encode_clip(b.frames, b.keypoints, b.scores, b.slots)
+        probs = logits(model, clips | text).softmax(1).cpu()
         for name, label, p in zip(b.names, b.labels.tolist(), probs):
             total.setdefault(name, [label]).append(p)
     model.train(was)

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'NO_CHECKPOINT', 'KEEP', 'MAX_BROKEN', 'SAVE_EVERY', 'EpochB
            'batch_loss', 'Learner', 'prepare_model', 'loader_process', 'prepare_data', 'agree', 'train_step', 'save',
            'restore', 'check_out', 'open_folder', 'check_broken', 'note_broken', 'tick', 'run_epoch', 'tell', 'look',
            'csv_text', 'epoch_row', 'end_epoch', 'write_board', 'versions', 'hardware', 'run_summary', 'finish',
-           'train']
+           'make_model', 'train']
 
 # %% ../../nbs/train/02_learner.ipynb #fb44f74a
 import csv, hashlib, io, json, math, os, platform, signal, sys, threading, time
@@ -30,7 +30,7 @@ from pevl.data.datasets import (
     sample_generator,
 )
 from ..data.text import prompt
-from ..loss.contrastive import contrastive_loss
+from ..loss.total import total_loss
 from ..model.pevl import PeVL, create_model, save_model
 from .evaluate import Result, evaluate, save_result
 from pevl.train.recipe import (
@@ -267,14 +267,10 @@ def batch_loss(
 ) -> tuple[
     torch.Tensor, torch.Tensor
 ]:  # loss, number of clips whose label is the most similar one of the batch
-    "The contrastive loss of one batch"
-    labels, index = batch.labels.unique(return_inverse=True)
-    similarity = core.similarity(
-        model(batch, [texts[i] for i in labels.tolist()])
-    )  # (B, U), U different labels
-    return contrastive_loss(similarity[:, index], batch.labels, core.scale), (
-        similarity.argmax(1) == index
-    ).sum()
+    "The loss of one batch; each text of the batch is encoded once"
+    asked = [texts[i] for i in batch.labels.unique().tolist()] if core.text is not None else ()
+    parts, right = total_loss(core, model(batch, asked), batch.labels)
+    return parts["total"], right
 
 # %% ../../nbs/train/02_learner.ipynb #eac64ebe
 class Learner:
@@ -569,7 +565,7 @@ def tell(l: Learner):
 def look(l: Learner) -> Result:
     "Evaluate the test set; here a signal interrupts at once, because the training is saved"
     try:
-        with l.stop.interruptible(), l.acc.autocast():
+        with l.stop.interruptible():
             result = evaluate(l.core, l.test_data, l.texts, l.config.data.batch_size, l.config.data.workers)
     except KeyboardInterrupt:
         saved = f"the training is saved in {l.out}, go on with --resume"
@@ -594,7 +590,7 @@ def epoch_row(l: Learner) -> dict:
     mean = lambda v: round(v / n, 5) if n else None
     row = dict(epoch=s.epoch, step=s.step, progress=round(l.done(), 4), lr=l.optimizer.param_groups[0]["lr"])
     return row | dict(
-        temperature=round(1 / l.core.scale.item(), 5),
+        temperature=None if l.core.logit_scale is None else round(1 / l.core.scale.item(), 5),
         loss=mean(loss),
         accuracy=mean(right),
         seconds=round(s.elapsed, 1),
@@ -723,6 +719,16 @@ def finish(l: Learner, result: Result) -> dict:  # summary
     return summary
 
 # %% ../../nbs/train/02_learner.ipynb #f89432ce
+def make_model(
+    config: TrainConfig,
+    classes: int,  # of the data, for a model without text
+) -> PeVL:
+    "The model of a recipe; its new parameters come from the recipe's seed"
+    m = config.model
+    torch.manual_seed(config.seed)
+    return create_model(m.name, None if m.weights == "none" else m.weights, **m.overrides(classes))
+
+
 def train(
     data,  # folder of a data set in Diving48's format
     out,  # folder of the run
@@ -732,9 +738,7 @@ def train(
 ) -> dict:  # summary
     "Read the data, make the model, train, evaluate"
     check_out(out, resume)
-    m = config.model
     train_set, test_set = (read_diving48(data, split, config.data.version) for split in ("train", "test"))
     check_splits(train_set, test_set)
-    torch.manual_seed(config.seed)
-    model = create_model(m.name, None if m.weights == "none" else m.weights, **m.overrides())
+    model = make_model(config, len(train_set.classes))
     return Learner(model, train_set, test_set, config, out, progress).fit(resume)

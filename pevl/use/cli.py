@@ -6,7 +6,7 @@
 __all__ = ['SMALLEST', 'Modalities', 'Labels', 'COMMANDS', 'ABOUT', 'given', 'expect_file', 'expect_data', 'expect_place',
            'check_numbers', 'Simdive', 'Train', 'make_recipe', 'show_result', 'run_train', 'wording', 'Evaluate',
            'clips_for', 'run_evaluate', 'write_result', 'Predict', 'read_labels', 'choose_labels', 'run_predict',
-           'Demo', 'Pretrain', 'parse', 'one_line', 'fail', 'main']
+           'Demo', 'Pretrain', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse', 'one_line', 'fail', 'main']
 
 # %% ../../nbs/use/03_cli.ipynb #4878680d
 import os, sys
@@ -67,7 +67,9 @@ SMALLEST = dict(
     epochs=1,
     batch_size=1,
     topk=1,
+    texts=1,
     seed=0,
+    seeds=1,
     workers=0,
     noise=0,
     size=32,
@@ -124,7 +126,8 @@ class Train:
     preset: Literal["paper", "nano", "demo"] = "paper"  # recipe to start from; nano and demo suit a CPU
     model: given(str, "NAME", "the preset's") = None  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
     weights: given(str, "PATH", "the preset's") = None  # start: clip, none, or a .safetensors file
-    modalities: given(Modalities, "{video,pose,text} ...", "the preset's") = None  # text with one or both
+    variant: given(str, "NAME", "the whole model") = None  # a row of `pevl ablate --list`
+    modalities: given(Modalities, "{video,pose,text} ...", "the variant's") = None  # text with one or both
     version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
     kind: given(str, "TEXT", "the preset's") = None  # kind of action in the prompt, such as diving
     template: given(str, "TEXT", "the preset's") = None  # paper, plain, clip, doing, or with {label}
@@ -151,7 +154,9 @@ def make_recipe(o: Train):  # TrainConfig
     optim = said("lr", "epochs", "max_minutes")
     if o.epochs:
         optim["warmup_epochs"] = min(c.optim.warmup_epochs, o.epochs / 10)
-    model = said("weights", "modalities") | ({"name": o.model} if o.model else {})
+    model = said("weights", "variant") | ({"name": o.model} if o.model else {})
+    if o.modalities:
+        model["change"] = c.model.change | dict(modalities=o.modalities)
     data = said("version", "kind", "template", "batch_size", "workers")
     return replace(
         c,
@@ -392,9 +397,83 @@ class Pretrain:
         for k, v in pretrain(**vars(self)).items():
             print(f"{k:14} {v:.1%}")
 
+# %% ../../nbs/use/03_cli.ipynb #7a3c9e11
+@dataclass
+class Cost:
+    "Count multiplications and parameters of each part of a model, beside the paper's"
+
+    model: str = "pevl_vit_b16"  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
+    variant: given(str, "NAME", "the whole model") = None  # a row of `pevl ablate --list`
+    texts: int = 1  # label texts, of 77 tokens each, that are encoded with the clip
+
+    def run(self):
+        from pevl.model.pevl import get_config
+        from pevl.model.variants import variant
+        from pevl.train.cost import cost, cost_table
+
+        config = get_config(self.model, **(variant(self.variant) if self.variant else {}))
+        print(cost_table(cost(config, self.texts)))
+
+
+@dataclass
+class Ablate:
+    "Train rows of the paper's tables with several seeds, and compare"
+
+    rows: Positional[tuple[str, ...]] = ()  # names of rows, or of tables: table4.baseline, table7, ...
+    list: bool = False  # print the rows with the paper's numbers, and stop
+    data: given(Path, "PATH", "needed without --list") = None  # folder with rgb/, pose/ and the label files
+    out: Path = Path("runs/ablate")  # folder for the runs and ablate.csv; finished runs are not repeated
+    preset: Literal["paper", "nano", "demo"] = "demo"  # recipe of all runs
+    seeds: int = 3  # runs of each row, with seeds 0, 1, ...
+    epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
+
+    def run(self):
+        run_ablate(self)
+
+# %% ../../nbs/use/03_cli.ipynb #7a3c9e12
+def expand(rows: tuple) -> list[str]:
+    "Names of rows, with the names of tables replaced by their rows; ValueError for names that mean nothing"
+    from pevl.model.variants import list_variants, variant
+
+    out = {}
+    for name in rows:
+        out |= dict.fromkeys(list_variants(f"{name}.*") or [name])
+    for name in out:
+        variant(name)
+    return [*out]
+
+
+def run_ablate(o: Ablate):
+    "Print the list, or train and print the table"
+    if o.list:
+        from pevl.model.variants import variant_table
+
+        return print(variant_table())
+    if not o.rows or not o.data:
+        raise ValueError(f"pevl ablate: expected {'--data' if o.rows else 'names of rows'}, or --list")
+    expect_data(o.data)
+    expect_place(o.out)
+    from dataclasses import replace
+    from pevl.train.ablate import ablate, ablation_table
+    from pevl.train.recipe import preset
+
+    c = preset(o.preset)
+    if o.epochs:
+        warmup = min(c.optim.warmup_epochs, o.epochs / 10)
+        c = replace(c, optim=replace(c.optim, epochs=o.epochs, warmup_epochs=warmup))
+    print(ablation_table(ablate(expand(o.rows), o.data, o.out, c, range(o.seeds))))
+    print(f"wrote {o.out / 'ablate.csv'}")
+
 # %% ../../nbs/use/03_cli.ipynb #e5c71083
 COMMANDS = dict(
-    simdive=Simdive, train=Train, evaluate=Evaluate, predict=Predict, demo=Demo, pretrain=Pretrain
+    simdive=Simdive,
+    train=Train,
+    evaluate=Evaluate,
+    predict=Predict,
+    cost=Cost,
+    ablate=Ablate,
+    demo=Demo,
+    pretrain=Pretrain,
 )
 ABOUT = """PeVL: fine-grained action recognition from video, pose and text
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from ..data.datasets import ClipDataset, read_diving48
 from ..data.simdive import generate
-from ..model.pevl import create_model, load_model
+from ..model.pevl import load_model
 from ..train.evaluate import load_result
-from ..train.learner import Learner, write_atomic
+from ..train.learner import Learner, make_model, write_atomic
 from ..train.recipe import preset
 from .predict import predict
 from .report import read_log, write_report
@@ -28,7 +28,8 @@ def demo_recipe(
 ):  # TrainConfig
     "The preset 'demo' with its switches"
     c = preset("demo")
-    model = replace(c.model, modalities=tuple(modalities), freeze_trunk=not train_everything)
+    change = dict(modalities=tuple(modalities), freeze_trunk=not train_everything)
+    model = replace(c.model, change=c.model.change | change)
     return replace(c, seed=seed, model=model, optim=replace(c.optim, max_minutes=minutes))
 
 # %% ../../nbs/use/04_demo.ipynb #a723e3c0
@@ -61,8 +62,7 @@ def demo(
     sets = [read_diving48(root, s) for s in ("train", "test")]
     config = demo_recipe(seed, minutes, modalities, train_everything)
     say(f"2/4  training {config.model.name} ({', '.join(modalities)}), at most {minutes:g} minutes")
-    torch.manual_seed(seed)
-    model = create_model(config.model.name, config.model.weights, **config.model.overrides())
+    model = make_model(config, classes)
     run = out / "run"
     summary = Learner(model, *sets, config, run, progress=progress).fit(
         resume=(run / "checkpoint.pt").exists()
@@ -119,7 +119,7 @@ def protocol(sets, config, model, summary, minutes) -> dict:
     )
     return {
         "Data": f"{data}; label files {train.checksum}",
-        "Model": f"{config.model.name}, {' + '.join(config.model.modalities)}, {n:,} trainable of {total:,} parameters",
+        "Model": f"{config.model.name}, {' + '.join(model.config.modalities)}, {n:,} trainable of {total:,} parameters",
         "Start": "the shipped trunk, pretrained on captioned SimDive frames (simulated)",
         "Training": f"AdamW, learning rate {config.optim.lr:g}, batch {config.data.batch_size}, {summary['epochs']} epochs, "
         f"at most {config.optim.max_minutes:g} minutes",

@@ -13,6 +13,7 @@ from ..data.pose import load_pose
 from ..data.datasets import Clip, ClipDataset, ClipSet, collate
 from ..data.video import open_video
 from ..data.text import prompt
+from ..loss.total import logits
 from ..model.pevl import create_model, list_models, load_model, read_config
 
 # %% ../../nbs/use/01_predict.ipynb #3378f018
@@ -112,11 +113,9 @@ def predict(
     labels, facts = check_labels(labels), read_facts(model)
     model = load_any(model)
     kind, template = kind or facts.get("kind", "diving"), template or facts.get("template", "paper")
-    batch = one_clip(video, model, pose, views).to(model.logit_scale.device)
-    features = model.encode_clip(
-        batch.frames, batch.keypoints, batch.scores, batch.slots
-    ) | model.encode_text([prompt(l, kind, template) for l in labels])
-    probs = (model.scale * model.similarity(features)).softmax(1).mean(0).cpu()
+    batch = one_clip(video, model, pose, views).to(model.device)
+    features = model(batch, [prompt(l, kind, template) for l in labels])
+    probs = logits(model, features).softmax(1).mean(0).cpu()
     best = probs.argsort(descending=True)[: max(1, topk)]
     return [(labels[i], probs[i].item()) for i in best.tolist()]
 

@@ -1,0 +1,84 @@
+"""Results that the README and the book show, made from files and from nothing else.
+
+python tools/results.py align RUNS DATA   score the runs of `pevl ablate` against SimDive's phrases -> pevl/results/alignment.csv
+python tools/results.py show              the README's table, from pevl/results/ablate.csv
+python tools/results.py write             put it into README.md
+"""
+
+import sys
+from pathlib import Path
+
+from pevl.train.ablate import read_rows, spread
+from settings import ROOT
+
+RESULTS = ROOT / "pevl" / "results"
+NAMES = {  # variants in the order of the table -> what they are called there
+    "table4.pevl": "**PeVL**",
+    "loss.plain": "PeVL, plain contrastive loss",
+    "table4.adapters": "video + pose + text",
+    "table7.p_t": "pose + text",
+    "table7.v_t": "video + text",
+}
+MARK = "<!-- results -->\n", "<!-- /results -->\n"
+
+
+def align(runs, data):
+    import torch
+
+    from pevl.data.datasets import ClipDataset, read_diving48
+    from pevl.data.text import prompt
+    from pevl.model.pevl import create_model, load_model
+    from pevl.train.alignment import alignment_accuracy
+    from pevl.train.learner import csv_text, write_atomic
+
+    torch.manual_seed(0)  # of the untrained model
+    clips, out = read_diving48(data, "test"), []
+    texts = [prompt(c, "diving") for c in clips.classes]
+    plan = [("untrained", 0, lambda: create_model("pevl_nano", "clip"))]
+    for r in read_rows(Path(runs, "ablate.csv")):
+        path = Path(runs, f"{r['variant']}-{r['seed']}", "model.safetensors")
+        plan.append((r["variant"], r["seed"], lambda path=path: load_model(path)))
+    for name, seed, make in plan:
+        m = make()
+        if not {"pose", "text"} <= {*m.config.modalities}:
+            continue
+        c = m.config
+        mark = alignment_accuracy(m, ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size), texts)
+        out.append(dict(variant=name, seed=seed) | {k: round(v, 4) for k, v in mark.items()})
+        print(out[-1], flush=True)
+    write_atomic(RESULTS / "alignment.csv", csv_text(out))
+
+
+def table():
+    "Mean and range over the seeds, a row for each variant"
+    rows = read_rows(RESULTS / "ablate.csv")
+    lines = ["| trained | top-1 % | within pairs % | seeds | trainable |", "|---|" + "---:|" * 4]
+    for name, title in NAMES.items():
+        mine = [r for r in rows if r["variant"] == name]
+        if mine:
+            top1, pairs = (spread([100 * r[k] for r in mine]) for k in ("top1", "within_pairs"))
+            lines.append(f"| {title} | {top1} | {pairs} | {len(mine)} | {mine[0]['trainable'] / 1e6:.2f} M |")
+    return "\n".join(lines) + "\n"
+
+
+def show():
+    print(table(), end="")
+
+
+def write():
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    head, rest = text.split(MARK[0])
+    path.write_text(head + MARK[0] + table() + MARK[1] + rest.split(MARK[1])[-1], encoding="utf-8")
+
+
+def main(argv):
+    commands = dict(align=(align, 2), show=(show, 0), write=(write, 0))
+    command, n = commands.get(argv[0] if argv else "", (None, 0))
+    if command is None or len(argv) != n + 1:
+        sys.exit(__doc__)
+    command(*argv[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
