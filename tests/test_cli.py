@@ -141,10 +141,11 @@ def test_help_of_a_command(name, capfd):
         main([name, "--help"])
     assert e.value.code == 0
     text = capfd.readouterr().out
-    options = re.findall(r"^\W*(--[\w-]+|PATH)\b", text, re.M)
+    options = re.findall(r"^\W*(--[\w-]+|PATH|ROW)\b", text, re.M)
     assert len(options) == len(COMMANDS[name].__dataclass_fields__), text
+    positional = ("predict", "video"), ("ablate", "rows")
     for field in COMMANDS[name].__dataclass_fields__:
-        assert f"--{field.replace('_', '-')} " in text or (name, field) == ("predict", "video"), field
+        assert f"--{field.replace('_', '-')} " in text or (name, field) in positional, field
     plain = " ".join(re.sub(r"[^\w\s(:,.-]", " ", text).split())
     bare = re.findall(r"(?:--[\w-]+) (?:[A-Z]+ )?\((?:required|default)", plain)
     assert not bare, f"options without a word about them: {bare}"

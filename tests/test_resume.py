@@ -38,7 +38,7 @@ def child(args, log, trap, at, limit, env):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(out, 1), os.dup2(out, 2)
     recipe.PRESETS["nano"] = recipe.PRESETS["nano"] | dict(
-        model=dict(name="pevl_nano", drop_path=0.5)
+        model=dict(name="pevl_nano", change=dict(drop_path=0.5))
     )  # something random inside
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
