@@ -70,19 +70,20 @@ def frame_word(
     "S_FW of every clip with every text, in bounded memory; what is masked may hold anything"
     f, w = keep_all(frame_mask, frames.shape[1], frames), keep_all(word_mask, words.shape[1], words)
     f, w = f.expand(frames.shape[:2]), w.expand(words.shape[:2])
-    x, y = unit(frames.masked_fill(~f[..., None], 0)), unit(words.masked_fill(~w[..., None], 0))
+    x = unit(frames.masked_fill(~f[..., None], 0))
     n = max(1, max_cells // max(1, f.numel() * words.shape[1]))
     group = lambda y, w: _group(x, y, temperature, f, w, second)
     if n >= len(w):
-        return group(y, w)
+        return group(words, w)
     if torch.is_grad_enabled():
         run = lambda *a: checkpoint(group, *a, use_reentrant=False, preserve_rng_state=False)
     else:
         run = group
-    return torch.cat([run(*g) for g in zip(y.split(n), w.split(n))], 1)
+    return torch.cat([run(*g) for g in zip(words.split(n), w.split(n))], 1)
 
 
-def _group(x, y, temperature, f, w, second):  # (B, T, E), (c, L, E) at length one -> (B, c)
+def _group(x, y, temperature, f, w, second):  # (B, T, E) at length one, (c, L, E) -> (B, c)
+    y = unit(y.masked_fill(~w[..., None], 0))
     with torch.autocast(x.device.type, enabled=False):
         return attend_twice(torch.einsum("bte,cle->bctl", x, y), temperature, f[:, None], w, second)
 
