@@ -1,6 +1,7 @@
 """Results that the README and the book show, made from files and from nothing else.
 
 python tools/results.py align RUNS DATA   score the runs of `pevl ablate` against SimDive's phrases -> pevl/results/alignment.csv
+python tools/results.py confuse RUNS      which texts the runs confuse, and what weight SGMC gives them -> pevl/results/confused.csv
 python tools/results.py show              the README's table, from pevl/results/ablate.csv
 python tools/results.py write             put it into README.md
 """
@@ -49,6 +50,36 @@ def align(runs, data):
     write_atomic(RESULTS / "alignment.csv", csv_text(out))
 
 
+def confuse(runs):
+    import torch
+
+    from pevl.data.text import prompt
+    from pevl.loss.refinement import cosines
+    from pevl.loss.sgmc import strength, weights
+    from pevl.model.pevl import load_model
+    from pevl.train.evaluate import load_result
+    from pevl.train.learner import csv_text, write_atomic
+
+    out = []
+    for r in read_rows(Path(runs, "ablate.csv")):
+        if r["variant"] not in ("table4.pevl", "loss.plain"):
+            continue
+        folder = Path(runs, f"{r['variant']}-{r['seed']}")
+        result, model = load_result(folder / "result.json"), load_model(folder / "model.safetensors")
+        y, said = result.labels, result.probs.argmax(1)
+        with torch.no_grad():
+            S = model.encode_text([prompt(c, "diving") for c in result.classes]).sentence
+        every, wrong, cos = torch.arange(len(S)), said != y, cosines(S, S)
+        w = weights(every, strength(S, every, "softmax"))
+        near = cos.masked_fill(torch.eye(len(S), dtype=torch.bool), -2).amax(1).median().item()
+        row = dict(
+            errors=int(wrong.sum()), weight=w[y[wrong], said[wrong]].median().item(), nearest_cosine=near
+        )
+        out.append(dict(variant=r["variant"], seed=r["seed"]) | {k: round(v, 4) for k, v in row.items()})
+        print(out[-1], flush=True)
+    write_atomic(RESULTS / "confused.csv", csv_text(out))
+
+
 def table():
     "Mean and range over the seeds, a row for each variant"
     rows = read_rows(RESULTS / "ablate.csv")
@@ -73,7 +104,7 @@ def write():
 
 
 def main(argv):
-    commands = dict(align=(align, 2), show=(show, 0), write=(write, 0))
+    commands = dict(align=(align, 2), confuse=(confuse, 1), show=(show, 0), write=(write, 0))
     command, n = commands.get(argv[0] if argv else "", (None, 0))
     if command is None or len(argv) != n + 1:
         sys.exit(__doc__)
