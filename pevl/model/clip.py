@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['NANO', 'CLIPS', 'image_mean', 'image_std', 'clip_config', 'QuickGELU', 'build_clip', 'read_weights', 'load_state',
-           'save_clip', 'release_file', 'clip_file', 'load_clip', 'preprocess', 'embed_patches', 'attend']
+           'save_clip', 'release_file', 'clip_file', 'load_clip', 'preprocess', 'embed_patches', 'attend',
+           'training_kernels']
 
-# %% ../../nbs/model/01_clip.ipynb #487329be
+# %% ../../nbs/model/01_clip.ipynb #f6802ac0
 import difflib, hashlib, json, os
+from contextlib import nullcontext
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..data.text import CLIP_NAMES, tokenizer
 
 # %% ../../nbs/model/01_clip.ipynb #c0d48229
@@ -274,3 +277,10 @@ def _explicit(q, k, v, keep, causal):
         a = a.masked_fill(torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).triu(1), float("-inf"))
     w = a.float().softmax(-1).to(v.dtype)
     return w @ v, w
+
+# %% ../../nbs/model/01_clip.ipynb #27b3bc08
+def training_kernels(
+    device,  # torch device or its name
+):  # context manager
+    "Attention whose backward pass is fast: plain matrix products on a CPU, torch's own choice elsewhere"
+    return sdpa_kernel(SDPBackend.MATH) if torch.device(device).type == "cpu" else nullcontext()
