@@ -230,7 +230,7 @@ def test_evaluate_asks_in_the_words_of_the_checkpoint(dives, run, tmp_path, says
         "evaluate", "--data", dives, "--weights", run / "model.safetensors", "--out", tmp_path / "page"
     )
     assert f"asked as       {told['prompt']}" in out and "doing" in told["prompt"]
-    assert tree(tmp_path / "page") == ["report.html", "result.json"]
+    assert tree(tmp_path / "page") == ["report.html", "result.json", "results.csv"]
     mine, its = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "page", run))
     assert np.allclose(mine["probs"], its["probs"], atol=2e-4), "the number at the end of the training, again"
     other = says("evaluate", "--data", dives, "--weights", run, "--template", "paper", "--kind", "diving")
@@ -273,6 +273,7 @@ NUMBERS = [
     ("train", "--data", "d", "--out", "x", "--seed", 2**70),
     ("evaluate", "--data", "d", "--weights", "x", "--batch-size", 0),
     ("evaluate", "--data", "d", "--weights", "x", "--workers", -1),
+    ("evaluate", "--data", "d", "--weights", "x", "--temporal-views", 0),
     ("predict", "x.mp4", "--topk", 0),
     ("demo", "--out", "x", "--minutes", 0),
     ("pretrain", "--out", "x", "--steps", 0),

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +21,8 @@ RECIPE = (
 )  # six clips: three steps an epoch, six in all
 FORK = multiprocessing.get_context("forkserver")  # imports torch once, not once a run
 FORK.set_forkserver_preload(
-    ["pevl.use.cli", "pevl.use.report", "pevl.train.learner", "torch.utils.tensorboard"]
+    ["pevl.use.cli", "pevl.use.report", "pevl.train.learner"]
+    + ["accelerate", "open_clip", "torch.utils.tensorboard", "torchmetrics.functional"]
 )
 
 
@@ -38,13 +38,26 @@ def child(args, log, trap, at, limit, env):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(out, 1), os.dup2(out, 2)
     recipe.PRESETS["nano"] = recipe.PRESETS["nano"] | dict(
-        model=dict(name="pevl_nano", change=dict(drop_path=0.5))
+        model=dict(name="pevl_nano", change=dict(drop_path=0.5)), eval_every=1
     )  # something random inside
+    note_order(learner, log.with_suffix(".order"))
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if trap:
         trap(learner, at)
     sys.exit(main([str(a) for a in args]))
+
+
+def note_order(learner, path):
+    "Write down which clips each step sees"
+    step = learner.train_step
+
+    def noted(l, batch):
+        with open(path, "a") as f:
+            print(l.state.step, *batch.names, file=f, flush=True)
+        return step(l, batch)
+
+    learner.train_step = noted
 
 
 def signals(*numbers):
@@ -72,17 +85,12 @@ def kill(learner, at):
     signals(signal.SIGKILL)(learner, at)
 
 
-def kill_with_checkpoints_at_every_step(learner, at):
-    learner.SAVE_EVERY = 0
-    kill(learner, at)
-
-
-def kill_while_writing(learner, at):
-    "The process dies when half of its checkpoint number `at` is on the disk"
+def kill_while_writing(name, at):
+    "The process dies when half of the file of that name is on the disk, the `at`-th time that it is written"
     replace, count = os.replace, []
 
     def half(part, path):
-        if Path(path).name == "checkpoint.pt":
+        if Path(path).match(name):
             count.append(path)
             if len(count) == at:
                 os.truncate(part, os.path.getsize(part) // 2)
@@ -90,6 +98,32 @@ def kill_while_writing(learner, at):
         replace(part, path)
 
     os.replace = half
+
+
+def kill_in_checkpoint(learner, at):
+    kill_while_writing("checkpoints/step-*.safetensors", at)
+
+
+def kill_in_best(learner, at):
+    kill_while_writing("best.safetensors", at)
+
+
+def kill_in_evaluation(learner, at):
+    "The process dies at the second clip of evaluation number `at`"
+    evaluate, count = learner.evaluate, []
+
+    def halfway(model, data, *more, **how):
+        class Trapped(type(data)):
+            def __getitem__(self, i):
+                if i and len(count) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().__getitem__(i)
+
+        count.append(data)
+        data.__class__ = Trapped
+        return evaluate(model, data, *more, **how)
+
+    learner.evaluate = halfway
 
 
 def step_only_where_clips_are_broken(learner, at):
@@ -140,10 +174,28 @@ def run(*args, **kw):
     return end(*start(*args, **kw))
 
 
-def state(out):
-    import torch
+def parts(out):
+    "What the last checkpoint of a run holds"
+    from pevl.train.checkpoint import checkpoints, load_checkpoint
 
-    return SimpleNamespace(**torch.load(out / "checkpoint.pt", weights_only=True)["state"])
+    return load_checkpoint(checkpoints(out)[-1])
+
+
+def state(out):
+    return parts(out)["state"]
+
+
+def steps(out):
+    "Steps of which there is a checkpoint"
+    from pevl.train.checkpoint import checkpoints
+
+    return [int(p.stem[5:]) for p in checkpoints(out)]
+
+
+def order(out, name="run"):
+    "Step -> the clips that it saw, the last time that it was done"
+    lines = Path(out).with_suffix(f".{name}.order").read_text().splitlines()
+    return {line.split()[0]: line.split()[1:] for line in lines}
 
 
 def curve(out):
@@ -154,11 +206,25 @@ def curve(out):
         ]
 
 
+def files(folder):
+    "What lies there, but for TensorBoard's files, which are named after the time, and the checkpoint before the last"
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+    return sorted(n for n in names if not n.startswith(("tensorboard/", "checkpoints/step")))
+
+
 def same(out, whole):
-    "The same weights, bit for bit, the same curve, and nothing that lies about"
-    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    "The same weights, bit for bit, the same moments, order, curve and best epoch, and nothing that lies about"
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert curve(out) == curve(whole)
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert order(out) == order(whole)
+    a, b = parts(out), parts(whole)
+    assert a["state"].best == b["state"].best and a["lr"] == b["lr"]
+    assert a["optimizer"].keys() == b["optimizer"].keys()
+    for n, m in a["optimizer"].items():
+        assert all((t == b["optimizer"][n][k]).all() for k, t in m.items()), n
+    assert files(out) == files(whole)
+    assert len(steps(out)) == 2 and steps(out)[-1] == steps(whole)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -175,42 +241,80 @@ def dives(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(dives):
     "A run that nothing happened to"
-    ran = run(dives, dives.parent / "whole")
+    out = dives.parent / "whole"
+    ran = run(dives, out)
     assert ran.code == 0, ran.lines
-    assert state(dives.parent / "whole").step == 6
-    return dives.parent / "whole"
+    assert state(out).step == 6 and steps(out) == [3, 6] and len(order(out)) == 6
+    return out
 
 
-@pytest.mark.parametrize("trap", [kill, kill_with_checkpoints_at_every_step])
-def test_killed_at_random_steps(dives, whole, tmp_path, trap):
-    out, steps = tmp_path / "run", sorted(random.sample(range(2, 7), 2))
-    for i, step in enumerate(steps):
-        assert run(dives, out, *["--resume"][:i], trap=trap, at=step).code == -signal.SIGKILL, steps
-        saved = state(out) if (out / "checkpoint.pt").exists() else None
-        every = trap is kill_with_checkpoints_at_every_step
-        assert (saved.step if saved else 0) == (step - 1 if every else (step - 1) // 3 * 3), steps
-    assert run(dives, out, "--resume").code == 0, steps
+@pytest.fixture(scope="module")
+def whole_bf16(dives):
+    "The same in mixed precision, with a loader process"
+    ran = run(dives, dives.parent / "bf16", "--amp", "bf16", "--workers", 1)
+    assert ran.code == 0, ran.lines
+    return dives.parent / "bf16"
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_killed_at_random_steps(dives, whole, tmp_path, every):
+    out, at = tmp_path / "run", sorted(random.Random(every).sample(range(2, 7), 2))
+    for i, step in enumerate(at):
+        more = ["--save-every", every, *["--resume"][:i]]
+        assert run(dives, out, *more, trap=kill, at=step).code == -signal.SIGKILL, at
+        saved = step - 1 if every else (step - 1) // 3 * 3
+        assert steps(out) == [s for s in ((saved - 1, saved) if every else (saved,)) if s], at
+    assert run(dives, out, "--resume").code == 0, at  # without --save-every: that may change
     same(out, whole)
+
+
+def test_killed_at_random_moments(dives, whole_bf16, tmp_path):
+    "From outside, in mixed precision, with another number of loader processes every time"
+    out, rng = tmp_path / "run", random.Random(3)
+    for workers in (0, 3):
+        before = len(order(out)) if out.exists() else 0
+        more = ["--amp", "bf16", "--workers", workers, "--save-every", 1, "--resume"]
+        p, log = start(dives, out, *more)
+        path, until = log.with_suffix(".order"), time.monotonic() + 120
+        while not (path.exists() and len(order(out)) > before) and p.is_alive():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        p.kill()
+        assert end(p, log).code == -signal.SIGKILL, "it was over before it was killed"
+    assert run(dives, out, "--amp", "bf16", "--workers", 1, "--resume").code == 0
+    same(out, whole_bf16)
+
+
+def test_killed_in_evaluations(dives, whole, tmp_path):
+    out = tmp_path / "run"
+    assert run(dives, out, trap=kill_in_evaluation, at=1).code == -signal.SIGKILL
+    assert state(out).pending and state(out).best == {} and not (out / "log.csv").exists()
+    assert run(dives, out, "--resume", trap=kill_in_best, at=1).code == -signal.SIGKILL
+    assert not (out / "best.safetensors").exists() and len(torn(out)) == 1
+    assert run(dives, out, "--resume", trap=kill_in_evaluation, at=2).code == -signal.SIGKILL
+    assert state(out).step == 6 and state(out).best["epoch"] == 1
+    assert run(dives, out, "--resume").code == 0
+    same(out, whole)
+
+
+def torn(out):
+    return [p for p in out.rglob("*") if ".part" in p.name]
 
 
 def test_killed_while_writing_and_then_the_disk_is_full(dives, whole, tmp_path):
     out = tmp_path / "run"
-    assert run(dives, out, trap=kill_while_writing, at=2).code == -signal.SIGKILL
-    assert state(out).step == 3, "the second checkpoint was torn, the first one is there"
-    torn = [p for p in out.iterdir() if p.name.endswith(".part")]
-    assert len(torn) == 1 and 0 < torn[0].stat().st_size < (out / "checkpoint.pt").stat().st_size
+    assert run(dives, out, trap=kill_in_checkpoint, at=3).code == -signal.SIGKILL
+    assert steps(out) == [3] and not state(out).pending, "the third write was torn, the second one is there"
+    good = out / "checkpoints/step-00000003.safetensors"
+    before, size = good.read_bytes(), good.stat().st_size
+    assert len(torn(out)) == 1 and 0 < torn(out)[0].stat().st_size < size
 
-    before, size = (out / "checkpoint.pt").read_bytes(), (out / "checkpoint.pt").stat().st_size
     ran = run(dives, out, "--resume", limit=size // 2)
-    assert (
-        ran.code == 2
-        and "checkpoint.pt: file too large" in ran.lines[-1]
-        and "Traceback" not in "".join(ran.lines)
-    ), ran.lines
-    assert (out / "checkpoint.pt").read_bytes() == before
-    assert not [p for p in out.iterdir() if p.name.endswith(".part")], (
-        "half a file fills a full disk even more"
-    )
+    assert ran.code == 2 and "step-00000006.safetensors: file too large" in ran.lines[-1], ran.lines
+    assert "Traceback" not in "".join(ran.lines), ran.lines
+    assert good.read_bytes() == before and steps(out) == [3]
+    assert not torn(out), "half a file fills a full disk even more"
 
     assert run(dives, out, "--resume").code == 0
     same(out, whole)
@@ -258,7 +362,7 @@ def test_ctrl_c_from_outside(dives, tmp_path):
     p = subprocess.Popen(list(map(str, cmd)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         until = time.monotonic() + 120
-        while not (out / "checkpoint.pt").exists() and p.poll() is None and time.monotonic() < until:
+        while not steps(out) and p.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
         p.send_signal(signal.SIGINT)
         lines = p.communicate(timeout=60)[1].splitlines()
@@ -276,52 +380,65 @@ def test_a_folder_that_holds_a_run(dives, whole):
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
-def damage(kind, path, whole):
-    import torch
-
-    good = torch.load(whole / "checkpoint.pt", weights_only=True)
-    if kind == "torn":
-        path.write_bytes((whole / "checkpoint.pt").read_bytes()[:-1000])
-    elif kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("no checkpoint\n" * 100)
-    elif kind == "code":
-        torch.save(good | dict(state=Path("x")), path)
-    elif kind == "parts":
-        torch.save({k: v for k, v in good.items() if k != "weights"}, path)
-    elif kind == "weights":
-        torch.save(good | dict(weights={k: v[:1] for k, v in good["weights"].items() if v.ndim}), path)
-    elif kind == "trunk":
-        torch.save(good | dict(frozen="0" * 12), path)
-    elif kind == "data":
-        torch.save(good | dict(data="0" * 12), path)
-    elif kind == "recipe":
-        torch.save(good | dict(recipe=good["recipe"] | dict(seed=7)), path)
-    elif kind == "optimizer":
-        torch.save(good | dict(optimizer=dict(state={}, param_groups=[])), path)
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
 
 
-NAMED = dict(
-    weights="another model",
-    trunk="another model",
-    data="label files' checksum",
-    recipe="seed is 7, expected 0",
-)
+def of_another(**other):
+    def change(path):
+        from dataclasses import asdict
+
+        from pevl.train.checkpoint import load_checkpoint, save_checkpoint
+        from pevl.train.recipe import to_dict
+
+        c = load_checkpoint(path)
+        plain = dict(state=asdict(c["state"]), recipe=to_dict(c["recipe"]) | other.get("recipe", {}))
+        save_checkpoint(path, **c | other | plain)
+
+    return change
 
 
-@pytest.mark.parametrize(
-    "kind", ["torn", "empty", "text", "code", "parts", "weights", "trunk", "data", "recipe", "optimizer"]
-)
+DAMAGE = {  # name -> (what happens to the last checkpoint, what the line says)
+    "torn": (lambda p: os.truncate(p, p.stat().st_size - 1000), "torn, or not a checkpoint"),
+    "flipped": (flip, "damaged, its checksum is not that of its content"),
+    "weights": (lambda p: shutil.copy(p.parents[1] / "model.safetensors", p), "not a checkpoint of a run"),
+    "processes": (of_another(processes=2), "it was written by 2 processes, expected 1"),
+    "recipe": (of_another(recipe=dict(seed=7)), "cannot be resumed: seed is 7, expected 0"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_or_foreign_checkpoint(dives, whole, tmp_path, kind):
-    out = tmp_path / "run"
-    out.mkdir()
-    damage(kind, out / "checkpoint.pt", whole)
-    before = (out / "checkpoint.pt").read_bytes()
-    run(dives, out, "--resume").refused("checkpoint.pt", NAMED.get(kind, "not a checkpoint"))
-    assert [p.name for p in out.iterdir()] == ["checkpoint.pt"] and (
-        out / "checkpoint.pt"
-    ).read_bytes() == before
+    "Refused in one line that offers the one before it; nothing is changed"
+    out, (change, line) = shutil.copytree(whole, tmp_path / "run"), DAMAGE[kind]
+    shutil.copy(whole.with_suffix(".run.order"), tmp_path / "run.run.order")
+    last = out / "checkpoints/step-00000006.safetensors"
+    change(last)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    offer = "the one before it is whole: --resume-from step-00000003"
+    run(dives, out, "--resume").refused(last.relative_to(tmp_path), line, offer)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    if kind == "torn":
+        run(dives, out, "--resume-from", "step-00000004").refused(
+            out, "'step-00000004' is not there", "step-00000003"
+        )
+        (out / "results.csv").unlink(missing_ok=True)  # a finished run was asked to finish once more
+        assert run(dives, out, "--resume-from", "step-00000003").code == 0
+        same(out, whole)
+
+
+def test_nothing_to_offer(dives, whole, tmp_path):
+    "A foreign run, where the one before is foreign too; no whole checkpoint; one of a former version of pevl"
+    out = shutil.copytree(whole, tmp_path / "run")
+    ran = run(dives, out, "--resume", "--lr", 0.5)
+    ran.refused("step-00000006.safetensors: cannot be resumed: optim.lr is 0.001, expected 0.5")
+    assert "--resume-from" not in ran.lines[0]
+    shutil.rmtree(out / "checkpoints")
+    run(dives, out, "--resume").refused(out, "holds model.safetensors but no checkpoint to resume")
+    (out / "checkpoint.pt").write_bytes(b"PK")
+    run(dives, out, "--resume").refused(out / "checkpoint.pt", "of an older version of pevl")
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 python tools/results.py align RUNS DATA   score the runs of `pevl ablate` against SimDive's phrases -> pevl/results/alignment.csv
 python tools/results.py confuse RUNS      which texts the runs confuse, and what weight SGMC gives them -> pevl/results/confused.csv
-python tools/results.py show              the README's table, from pevl/results/ablate.csv
-python tools/results.py write             put it into README.md
+python tools/results.py show              the README's and the book's tables, from pevl/results/ablate.csv
+python tools/results.py write             put the README's into README.md
+
+The paper's numbers come from pevl.model.variants, stand in a column of their own and are marked there: in italics, under the paper's name.
 """
 
 import sys
 from pathlib import Path
 
-from pevl.train.ablate import read_rows, spread
+from pevl.model.variants import VARIANTS
+from pevl.train.ablate import ablation_table, read_rows, spread
 from settings import ROOT
 
 RESULTS = ROOT / "pevl" / "results"
@@ -83,17 +86,21 @@ def confuse(runs):
 def table():
     "Mean and range over the seeds, a row for each variant"
     rows = read_rows(RESULTS / "ablate.csv")
-    lines = ["| trained | top-1 % | within pairs % | seeds | trainable |", "|---|" + "---:|" * 4]
+    head = "| trained | top-1 % | within pairs % | seeds | trainable | *the paper's top-1 %* |"
+    lines = [head, "|---|" + "---:|" * 5]
     for name, title in NAMES.items():
         mine = [r for r in rows if r["variant"] == name]
         if mine:
             top1, pairs = (spread([100 * r[k] for r in mine]) for k in ("top1", "within_pairs"))
-            lines.append(f"| {title} | {top1} | {pairs} | {len(mine)} | {mine[0]['trainable'] / 1e6:.2f} M |")
-    return "\n".join(lines) + "\n"
+            size, paper = f"{mine[0]['trainable'] / 1e6:.2f} M", VARIANTS[name].paper.get("top1")
+            paper = f"*{paper}*" if paper else ""
+            lines.append(f"| {title} | {top1} | {pairs} | {len(mine)} | {size} | {paper} |")
+    note = "*The paper's numbers: Diving48, ViT-B/16; not measured here.*"
+    return "\n".join([*lines, "", note, ""])
 
 
 def show():
-    print(table(), end="")
+    print(table(), ablation_table(read_rows(RESULTS / "ablate.csv")), sep="\n", end="")
 
 
 def write():

@@ -8,7 +8,6 @@ __all__ = ['LAYOUTS', 'MEDIAPIPE33_TO_COCO17', 'SIDE_COLOURS', 'Layout', 'get_la
 
 # %% ../../nbs/data/02_pose.ipynb #d99d93c1
 import io
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
+from .files import write_atomic
 from .video import VideoError
 
 # %% ../../nbs/data/02_pose.ipynb #8996cc5e
@@ -269,14 +269,10 @@ def save_pose(
         raise ValueError(f"{path}: expected a name that ends in .npz")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder does not exist")
-    data, part = io.BytesIO(), path.with_name(f".{path.stem}.{os.getpid()}.part")
+    data = io.BytesIO()
     fields = dict(image_size=np.array(pose.image_size, np.int64), layout=np.array(pose.layout))
     np.savez_compressed(data, keypoints=pose.keypoints, scores=pose.scores, **fields)
-    try:
-        part.write_bytes(data.getbuffer())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomic(path, data.getbuffer(), sync=False)
 
 # %% ../../nbs/data/02_pose.ipynb #31be1d38
 def _read_fields(path, names, limit=2**30):

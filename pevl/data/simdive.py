@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from .text import DIVING48, parse_label
+from .files import whole, write_atomic
 from .pose import Pose, save_pose
 from .video import write_video
 
@@ -774,15 +775,9 @@ def write_clip(
 
 # %% ../../nbs/data/04_simdive.ipynb #c72fa29f
 def save_arrays(path, **arrays):
-    "Write a .npz in one piece: a temporary file that takes the name once it is whole"
-    path = Path(path)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            np.savez_compressed(f, **arrays)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    "Write a .npz in one piece"
+    with whole(path, sync=False) as part, open(part, "wb") as f:
+        np.savez_compressed(f, **arrays)
 
 
 def load_truth(path) -> dict:
@@ -807,9 +802,7 @@ def _read_meta(path, meta):
 
 
 def _save_json(path, value):
-    tmp = Path(path).with_name(f".{Path(path).name}.tmp")
-    tmp.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(tmp, path)
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 # %% ../../nbs/data/04_simdive.ipynb #779fc24b
 def _job(args):

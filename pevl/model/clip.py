@@ -8,7 +8,7 @@ __all__ = ['NANO', 'CLIPS', 'image_mean', 'image_std', 'clip_config', 'QuickGELU
            'training_kernels']
 
 # %% ../../nbs/model/01_clip.ipynb #f6802ac0
-import difflib, hashlib, json, os
+import difflib, hashlib, json
 from contextlib import nullcontext
 from copy import deepcopy
 from importlib.resources import files
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from ..data.files import write_atomic
 from ..data.text import CLIP_NAMES, tokenizer
 
 # %% ../../nbs/model/01_clip.ipynb #c0d48229
@@ -142,7 +143,6 @@ def save_clip(
     from safetensors.torch import save
 
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
     data = save(
@@ -152,11 +152,9 @@ def save_clip(
         }
     )
     digest = hashlib.sha256(data).hexdigest()
-    part.write_bytes(data)
-    os.replace(part, path)
-    path.with_suffix(".json").write_text(
-        json.dumps(dict(sha256=digest, **facts), indent=1, sort_keys=True) + "\n"
-    )
+    write_atomic(path, data)
+    text = json.dumps(dict(sha256=digest, **facts), indent=1, sort_keys=True)
+    write_atomic(path.with_suffix(".json"), text + "\n")
 
 # %% ../../nbs/model/01_clip.ipynb #37fc6458
 def release_file(

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
+from ..data.files import write_atomic
 from ..data.pose import get_layout
 from ..data.text import tokenizer
 from .clip import load_clip, load_state, read_weights, release_file
@@ -382,6 +383,7 @@ def count_parameters(model: PeVL) -> dict:  # part -> (trainable, frozen)
 def save_model(
     model: PeVL,
     path,  # ends in .safetensors
+    /,
     dtype=None,  # of the file's floats; None: as in the model
     **facts,  # strings or numbers worth knowing, kept beside the configuration
 ):
@@ -389,19 +391,14 @@ def save_model(
     from safetensors.torch import save
 
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
     state = {
         k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
         for k, v in model.state_dict().items()
     }
-    data = save(state, {"pevl": json.dumps(dict(config=asdict(model.config), facts=facts), sort_keys=True)})
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    held = json.dumps(dict(config=asdict(model.config), facts=facts), sort_keys=True)
+    write_atomic(path, save(state, {"pevl": held}))
 
 # %% ../../nbs/model/07_pevl.ipynb #a641b65b
 def read_config(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOORS', 'count_macs', 'Answers', 'weightless', 'blank_batch', 'blank_texts', 'find', 'watch', 'Part',
            'own_parameters', 'printed', 'paper_costs', 'runs', 'cost', 'check_texts', 'cost_table', 'LiveBytes',
-           'storages', 'peak_bytes', 'memory', 'Measured', 'clock', 'seconds', 'measure']
+           'storages', 'peak_bytes', 'memory', 'line', 'Measured', 'clock', 'seconds', 'measure']
 
 # %% ../../nbs/train/07_cost.ipynb #dc575883
 import statistics, time, weakref
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.datasets import Batch
 from ..data.pose import get_layout
 from ..loss.total import logits, total_loss
+from ..model.adapters import recompute_blocks
 from ..model.pevl import PeVL, PeVLConfig, count_parameters, get_config
 from ..model.variants import VARIANTS, variant
 
@@ -308,16 +309,28 @@ def memory(
     model,  # PeVL, or a PeVLConfig
     B: int = 1,  # clips in a batch, each with a label of its own
     length: int = 77,  # tokens of a text
-) -> tuple[
-    int, int
-]:  # bytes of a forward pass without gradients, and of a training step; float32, above the weights
+    half: bool = False,  # mixed precision, as with --amp
+    recompute: bool = False,  # activation checkpointing, as with --recompute
+) -> tuple[int, int]:  # bytes above the weights of a forward pass without gradients, and of a training step
     "Predicted without computing anything; kernels may take some workspace more"
     config = getattr(model, "config", model)
     check_texts(B, length)
-    with weightless(length):
+    with weightless(length), torch.autocast("cpu", torch.bfloat16, enabled=half):
         ghost = PeVL(config).eval()
+        recompute_blocks(ghost, recompute)
         both = runs(ghost, blank_batch(config, B), blank_texts(B, length))
         return tuple(peak_bytes(ghost, run) for run in both)
+
+
+def line(
+    config: PeVLConfig,
+    half: bool = False,
+    recompute: bool = False,
+    length: int = 40,  # tokens of a text, more than a label of Diving48 has
+) -> tuple[float, float]:  # bytes of each clip in a training step, bytes besides
+    "Memory of a training step as a straight line through one clip and three"
+    one, three = (memory(config, B, length, half, recompute)[1] for B in (1, 3))
+    return (three - one) / 2, one - (three - one) / 2
 
 # %% ../../nbs/train/07_cost.ipynb #0cc13098
 @dataclass

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Rows', 'COMMANDS', 'ABOUT', 'given', 'expect_file', 'expect_data', 'expect_place',
            'check_numbers', 'Simdive', 'Train', 'make_recipe', 'show_result', 'run_train', 'wording', 'Evaluate',
-           'clips_for', 'run_evaluate', 'write_result', 'Predict', 'read_labels', 'choose_labels', 'run_predict',
-           'Demo', 'Pretrain', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse', 'one_line', 'fail', 'main']
+           'clips_for', 'run_evaluate', 'evaluation_row', 'write_result', 'Predict', 'read_labels', 'choose_labels',
+           'run_predict', 'Demo', 'Pretrain', 'Pack', 'run_pack', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse',
+           'one_line', 'fail', 'main']
 
 # %% ../../nbs/use/03_cli.ipynb #4878680d
 import os, sys
@@ -70,11 +71,13 @@ SMALLEST = dict(
     texts=1,
     seed=0,
     seeds=1,
+    temporal_views=1,
     workers=0,
     noise=0,
     size=32,
     minutes=0.01,
     max_minutes=0.01,
+    save_every=0,
     lr=1e-12,
 )
 
@@ -135,10 +138,19 @@ class Train:
     epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
     batch_size: given(int, "CLIPS", "the preset's") = None  # clips per step and process
     workers: given(int, "NUMBER", "the preset's") = None  # processes that load clips
+    pack: given(str, "PATH", "decode the videos") = None  # file that pevl pack wrote, to read frames from
     max_minutes: given(float, "MINUTES", "the preset's") = None  # budget: the schedule is squeezed into it
     amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = None  # mixed precision
+    card: given(Literal["t4", "gb24", "gb80", "gb141"], "{t4,gb24,gb80,gb141}", "any") = None  # fit 32 clips
+    micro_batch: given(int, "CLIPS", "all") = None  # clips in memory at a time; the loss compares all
+    recompute: bool = False  # activation checkpointing: less memory, more time
+    compile: bool = False  # fuse the blocks with torch.compile
+    shard: bool = False  # FSDP: several processes divide the weights among themselves
     seed: given(int, "NUMBER", "the preset's") = None  # seed of everything random
-    resume: bool = False  # go on with the run in the folder
+    save_every: given(int, "STEPS", "by time only") = None  # steps between checkpoints, besides ten minutes
+    best: given(str, "NAME", "top1") = None  # test number that chooses best.safetensors; none: no such file
+    resume: bool = False  # go on with the run in the folder, if it holds one
+    resume_from: given(str, "NAME", "the last") = None  # go on from this checkpoint, such as step-00000100
 
     def run(self):
         run_train(self)
@@ -147,7 +159,7 @@ class Train:
 def make_recipe(o: Train):  # TrainConfig
     "The preset with what was said on the command line"
     from dataclasses import replace
-    from pevl.train.recipe import preset
+    from pevl.train.recipe import fit_card, preset
 
     said = lambda *names: {k: getattr(o, k) for k in names if getattr(o, k) is not None}
     c = preset(o.preset)
@@ -157,14 +169,16 @@ def make_recipe(o: Train):  # TrainConfig
     model = said("weights", "variant") | ({"name": o.model} if o.model else {})
     if o.modalities:
         model["change"] = c.model.change | dict(modalities=o.modalities)
-    data = said("version", "kind", "template", "batch_size", "workers")
-    return replace(
+    data = said("version", "kind", "template", "batch_size", "workers", "pack")
+    c = replace(
         c,
         model=replace(c.model, **model),
         data=replace(c.data, **data),
         optim=replace(c.optim, **optim),
-        **said("amp", "seed"),
+        **said("seed", "save_every", "best"),
     )
+    on = {k: True for k in ("recompute", "compile", "shard") if getattr(o, k)}
+    return replace(fit_card(c, o.card) if o.card else c, **said("amp", "micro_batch"), **on)
 
 # %% ../../nbs/use/03_cli.ipynb #7b67349f
 def show_result(summary: dict):
@@ -175,6 +189,8 @@ def show_result(summary: dict):
         mean_class="mean class",
         within_pairs="within pairs",
         broken="broken clips",
+        temporal_views="views in time",
+        partial="broken views",
     )
     for k, v in summary.items():
         if v is not None:
@@ -189,9 +205,10 @@ def run_train(o: Train):
     expect_place(o.out)
     if o.weights not in (None, "clip", "none") and Path(o.weights).suffix:
         expect_file(o.weights, "a checkpoint (.safetensors)")
+    expect_file(o.pack, "a file that pevl pack wrote") if o.pack else None
     from pevl.train.learner import train
 
-    summary = train(o.data, o.out, make_recipe(o), o.resume)
+    summary = train(o.data, o.out, make_recipe(o), o.resume_from or o.resume)
     show_result(summary["result"])
     print(f"wrote {o.out}: model.safetensors (weights), result.json, summary.json, log.csv")
     paths = [shlex.quote(str(p)) for p in (o.data, o.out, o.out / "report")]
@@ -210,11 +227,13 @@ class Evaluate:
 
     data: Path  # folder with rgb/, pose/ and the label files
     weights: str  # checkpoint (.safetensors), the folder of a run, or a model's name
-    out: given(Path, "PATH", "print only") = None  # folder for result.json and report.html
+    out: given(Path, "PATH", "print only") = None  # folder for result.json, report.html and results.csv
     split: Literal["train", "test"] = "test"  # which clips
     version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
     views: Literal[1, 3] = 1  # crops per clip: the centre, or both sides too
-    batch_size: int = 32  # clips at a time
+    temporal_views: int = 1  # clips in time, each with all crops
+    average: Literal["similarities", "probabilities"] = "similarities"  # over the views; the paper's first
+    batch_size: int = 32  # views at a time
     workers: int = 0  # processes that load clips; 0: none but this one
     kind: given(str, "TEXT", "the checkpoint's, else diving") = None  # kind of action in the prompt
     template: given(str, "TEXT", "the checkpoint's, else paper") = None  # prompt, as for train
@@ -235,6 +254,7 @@ def clips_for(o: Evaluate, c):  # ClipDataset
         Tv=c.Tv,
         size=c.size,
         views=o.views,
+        temporal_views=o.temporal_views,
         layout=c.layout,
         require_pose=pose,
         read_video=video,
@@ -246,25 +266,40 @@ def run_evaluate(o: Evaluate):
     expect_data(o.data)
     expect_place(o.out) if o.out else None
     from pevl.data.text import prompt
-    from pevl.train.evaluate import evaluate
+    from pevl.train.evaluate import COLUMNS, evaluate, read_table
     from pevl.train.learner import check_broken
     from pevl.use.predict import load_any, read_facts
 
-    model, words = load_any(o.weights), wording(o, read_facts(o.weights))
+    if o.out and (o.out / "results.csv").exists():
+        read_table(o.out / "results.csv", COLUMNS)  # a row has to fit in: told before the work
+    facts = read_facts(o.weights)
+    model, words = load_any(o.weights), wording(o, facts)
     data = clips_for(o, model.config)
     clips = data.clipset
     texts = [prompt(t, **words) for t in clips.classes]
-    result = evaluate(model, data, texts, o.batch_size, o.workers, progress=sys.stderr.isatty())
+    how = dict(progress=sys.stderr.isatty(), average=o.average)
+    result = evaluate(model, data, texts, o.batch_size, o.workers, **how)
     check_broken(result.broken, len(clips), f"{clips.name} {o.split}")
     show_result(result.summary() | ({"no video for": len(clips.missing)} if clips.missing else {}))
     print(f"asked as       {texts[0]}")
     if o.out:
-        write_result(o, result, data, texts[0])
+        row = evaluation_row(o, result, model, clips, facts | words)
+        write_result(o, result, data, texts[0], row)
 
 # %% ../../nbs/use/03_cli.ipynb #a2c62a65
-def write_result(o: Evaluate, result, data, asked: str):
-    "result.json and report.html"
-    from pevl.train.evaluate import save_result
+def evaluation_row(o: Evaluate, result, model, clips, facts: dict) -> dict:
+    "The row of an evaluation: what the checkpoint notes about its training, and what was found now"
+    from pevl.train.evaluate import result_row
+
+    try:
+        return result_row(result, model, clips, dict(name=Path(o.weights).name) | facts)
+    except ValueError as e:
+        raise ValueError(f"{o.weights}: {e}") from None
+
+
+def write_result(o: Evaluate, result, data, asked: str, row: dict):
+    "result.json and report.html, and a line of results.csv"
+    from pevl.train.evaluate import append_row, save_result
     from pevl.train.learner import naming
     from pevl.use.report import write_report
 
@@ -277,8 +312,10 @@ def write_result(o: Evaluate, result, data, asked: str):
     }
     with naming(o.out):
         o.out.mkdir(parents=True, exist_ok=True)
-        save_result(o.out / "result.json", result)
+        save_result(o.out / "result.json", result, row)
         write_report(page, result, data, protocol=facts, title=f"PeVL on {clips.name}")
+    with naming(o.out / "results.csv"):
+        append_row(o.out / "results.csv", row)
     print(f"wrote {page}")
 
 # %% ../../nbs/use/03_cli.ipynb #4c278160
@@ -397,6 +434,44 @@ class Pretrain:
         for k, v in pretrain(**vars(self)).items():
             print(f"{k:14} {v:.1%}")
 
+# %% ../../nbs/use/03_cli.ipynb #9a7c0e52
+@dataclass
+class Pack:
+    "Decode all videos once, into one file that training reads many times faster"
+
+    data: Path  # folder with rgb/, pose/ and the label files
+    out: given(Path, "PATH", "clips.pack in the folder") = None  # file to write; what is up to date stays
+    size: int = 290  # short side of the frames, pixels; videos less than 1.5 times as large keep theirs
+    codec: Literal["jpeg", "raw"] = "jpeg"  # raw: exact and faster, but many times larger
+    quality: int = 90  # of jpeg, 1 to 100
+    version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
+    workers: int = 0  # processes that decode; 0: one per core
+
+    def run(self):
+        run_pack(self)
+
+
+def run_pack(o: Pack):
+    "Pack the videos of both splits, and say where they are"
+    expect_data(o.data)
+    out = o.out or o.data / "clips.pack"
+    expect_place(out.parent)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out}: is a folder, expected a file to write")
+    if not 1 <= o.quality <= 100:
+        raise ValueError(f"--quality {o.quality}: expected 1 to 100")
+    from pevl.data.datasets import read_diving48
+    from pevl.data.pack import readable, write_pack
+
+    clips = [c for split in ("train", "test") for c in read_diving48(o.data, split, o.version).clips]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    how = dict(workers=o.workers, progress=sys.stderr.isatty(), say=print)
+    try:
+        pack = write_pack(clips, out, o.size, o.codec, o.quality, **how)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+    print(f"{out}: {len(pack)} videos, {len(pack.broken)} left out, {readable(len(pack.data))}")
+
 # %% ../../nbs/use/03_cli.ipynb #7a3c9e11
 @dataclass
 class Cost:
@@ -427,7 +502,7 @@ class Ablate:
     rows: Rows = ()  # names of rows, or of tables: table4.baseline, table7, ...
     list: bool = False  # print the rows with the paper's numbers, and stop
     data: given(Path, "PATH", "needed without --list") = None  # folder with rgb/, pose/ and the label files
-    out: Path = Path("runs/ablate")  # folder for the runs and ablate.csv; finished runs are not repeated
+    out: Path = Path("runs/ablate")  # folder for runs and tables; several processes may share it
     preset: Literal["paper", "nano", "demo"] = "demo"  # recipe of all runs
     seeds: int = 3  # runs of each row, with seeds 0, 1, ...
     epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
@@ -459,15 +534,19 @@ def run_ablate(o: Ablate):
     expect_data(o.data)
     expect_place(o.out)
     from dataclasses import replace
-    from pevl.train.ablate import ablate, ablation_table
+    from pevl.train.ablate import ablate, ablation_table, stand_alone
     from pevl.train.recipe import preset
+
+    number = stand_alone()
 
     c = preset(o.preset)
     if o.epochs:
         warmup = min(c.optim.warmup_epochs, o.epochs / 10)
         c = replace(c, optim=replace(c.optim, epochs=o.epochs, warmup_epochs=warmup))
-    print(ablation_table(ablate(expand(o.rows), o.data, o.out, c, range(o.seeds))))
-    print(f"wrote {o.out / 'ablate.csv'}")
+    rows = ablate(expand(o.rows), o.data, o.out, c, range(o.seeds))
+    if number == 0:
+        print(ablation_table(rows, plain_text=True))
+        print(f"wrote {o.out}: ablate.csv, ablate.md, ablate.txt")
 
 # %% ../../nbs/use/03_cli.ipynb #e5c71083
 COMMANDS = dict(
@@ -475,6 +554,7 @@ COMMANDS = dict(
     train=Train,
     evaluate=Evaluate,
     predict=Predict,
+    pack=Pack,
     cost=Cost,
     ablate=Ablate,
     demo=Demo,

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ..data.datasets import ClipDataset, read_diving48
+from ..data.files import write_atomic
 from ..data.simdive import generate
 from ..model.pevl import load_model
 from ..train.evaluate import load_result
-from ..train.learner import Learner, make_model, write_atomic
+from ..train.learner import Learner, make_model
 from ..train.recipe import preset
 from .predict import predict
 from .report import read_log, write_report
@@ -64,9 +65,7 @@ def demo(
     say(f"2/4  training {config.model.name} ({', '.join(modalities)}), at most {minutes:g} minutes")
     model = make_model(config, classes)
     run = out / "run"
-    summary = Learner(model, *sets, config, run, progress=progress).fit(
-        resume=(run / "checkpoint.pt").exists()
-    )
+    summary = Learner(model, *sets, config, run, progress=progress).fit(resume=True)
     result = load_result(run / "result.json")
     model = load_model(run / "model.safetensors")
     scores = result.summary()

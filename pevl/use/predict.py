@@ -15,6 +15,7 @@ from ..data.video import open_video
 from ..data.text import prompt
 from ..loss.total import logits
 from ..model.pevl import create_model, list_models, load_model, read_config
+from ..train.evaluate import average_views
 
 # %% ../../nbs/use/01_predict.ipynb #3378f018
 def find_pose(
@@ -115,7 +116,7 @@ def predict(
     kind, template = kind or facts.get("kind", "diving"), template or facts.get("template", "paper")
     batch = one_clip(video, model, pose, views).to(model.device)
     features = model(batch, [prompt(l, kind, template) for l in labels])
-    probs = logits(model, features).softmax(1).mean(0).cpu()
+    probs = average_views(logits(model, features).cpu())
     best = probs.argsort(descending=True)[: max(1, topk)]
     return [(labels[i], probs[i].item()) for i in best.tolist()]
 

@@ -7,11 +7,12 @@ __all__ = ['LEFT', 'RIGHT', 'MIDDLE', 'STYLE', 'data_uri', 'figure_uri', 'strip'
            'write_report']
 
 # %% ../../nbs/use/02_report.ipynb #9416dd29
-import base64, csv, html, io, json, os
+import base64, csv, html, io, json
 from pathlib import Path
 import numpy as np
 import torch
 from ..data.datasets import ClipDataset
+from ..data.files import write_atomic
 from ..data.pose import LAYOUTS
 from ..train.evaluate import Result, plot_confusion
 
@@ -195,8 +196,9 @@ def write_report(
 
     s = result.summary()
     unread = f", {s['broken']} unreadable" if s["broken"] else ""
-    views = "1 view" if s["views"] == 1 else f"{s['views']} views"
-    number = {c.name: k * dataset.views for k, c in enumerate(dataset.clipset.clips)}
+    n = s["views"] * s["temporal_views"]
+    views = "1 view" if n == 1 else f"{n} views"
+    number = {c.name: k * dataset.per_clip for k, c in enumerate(dataset.clipset.clips)}
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="soft">{s["clips"]} held-out clips, {len(result.classes)} classes, {views} of each{unread}.</p>',
@@ -230,13 +232,8 @@ def write_report(
     head = f"<head>{meta}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
     page = f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>'
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomic(path, page)
     return path
 
 
