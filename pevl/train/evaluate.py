@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Subset
-from ..data.datasets import Skipping, collate
+from ..data.datasets import Skipping, collate, loader_process
 from ..data.files import write_atomic
 from ..data.text import parse_label
 from ..loss.total import logits
@@ -134,7 +134,8 @@ def view_batches(dataset, batch_size, workers, progress, pin):
     "Batches of all views of all clips, in order, the last one included"
     from tqdm import tqdm
 
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin)
+    alive = dict(worker_init_fn=loader_process) if workers else {}
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **alive)
     return tqdm(loader, desc="evaluate", unit="batch", disable=not progress, mininterval=1)
 
 # %% ../../nbs/train/04_evaluate.ipynb #3fb1bbea
@@ -202,7 +203,7 @@ def _pairs(clipset):
         return []
 
 # %% ../../nbs/train/04_evaluate.ipynb #090426de
-NOT_HASHED = "seed data.workers data.cache data.views data.temporal_views".split()
+NOT_HASHED = "seed data.workers data.cache data.pack data.views data.temporal_views".split()
 NOT_HASHED += "eval_every save_every best tensorboard micro_batch shard recompute compile".split()
 
 
