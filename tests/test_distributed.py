@@ -45,6 +45,8 @@ def train(dives, out, *more, processes=1, how="go"):
         timeout=300,
         env=os.environ | dict(OMP_NUM_THREADS="1"),
     )
+    said = done.stdout.count("top-1")
+    assert done.returncode or said == 1, f"the result was said {said} times"
     return done.returncode, done.stderr
 
 

@@ -29,7 +29,7 @@ MARK = "<!-- results -->\n", "<!-- /results -->\n"
 def align(runs, data):
     import torch
 
-    from pevl.data.datasets import ClipDataset, read_diving48
+    from pevl.data.datasets import clips_for, read_diving48
     from pevl.data.text import prompt
     from pevl.model.pevl import create_model, load_model
     from pevl.train.alignment import alignment_accuracy
@@ -46,8 +46,7 @@ def align(runs, data):
         m = make()
         if not {"pose", "text"} <= {*m.config.modalities}:
             continue
-        c = m.config
-        mark = alignment_accuracy(m, ClipDataset(clips, T=c.T, Tv=c.Tv, size=c.size), texts)
+        mark = alignment_accuracy(m, clips_for(clips, m.config), texts)
         out.append(dict(variant=name, seed=seed) | {k: round(v, 4) for k, v in mark.items()})
         print(out[-1], flush=True)
     write_atomic(RESULTS / "alignment.csv", csv_text(out))

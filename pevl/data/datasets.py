@@ -6,7 +6,7 @@
 __all__ = ['CHECKS', 'END_SLACK', 'VIEWS', 'WORTH', 'PATIENCE', 'Clip', 'ClipSet', 'read_json', 'check_records', 'read_vocab',
            'label_files', 'read_diving48', 'check_splits', 'plot_classes', 'Sample', 'Broken', 'Batch', 'collate',
            'sample_generator', 'read_pose', 'check_end', 'FrameStore', 'short_side_for', 'read_clip', 'ClipDataset',
-           'return_large_blocks', 'loader_process', 'Skipping']
+           'return_large_blocks', 'loader_process', 'clips_for', 'Skipping']
 
 # %% ../../nbs/data/05_datasets.ipynb #102ce336
 import contextlib, ctypes, hashlib, json, math, os, re, signal, threading
@@ -609,6 +609,18 @@ def loader_process(
         os._exit(0 if asked and asked.si_pid == parent else 1)
 
     threading.Thread(target=end, daemon=True).start()
+
+# %% ../../nbs/data/05_datasets.ipynb #6abfc88b
+def clips_for(
+    clipset: ClipSet,
+    config,  # of the model: a PeVLConfig
+    **how,  # for ClipDataset: train, views, cache, pack, ...
+) -> ClipDataset:
+    "Clips as a model wants them"
+    c = config
+    wants = dict(T=c.T, Tv=c.Tv, size=c.size, layout=c.layout)
+    wants |= dict(require_pose="pose" in c.modalities, read_video="video" in c.modalities)
+    return ClipDataset(clipset, **wants | how)
 
 # %% ../../nbs/data/05_datasets.ipynb #3f2f1252
 class Skipping(Dataset):

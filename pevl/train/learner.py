@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from ..data.pose import ClipTransform
 from pevl.data.datasets import (
     Batch,
-    ClipDataset,
     ClipSet,
     Skipping,
     check_splits,
+    clips_for,
     collate,
     loader_process,
     read_diving48,
@@ -292,17 +292,11 @@ def prepare_model(l: Learner, model: PeVL):
 
 def prepare_data(l: Learner, m):  # PeVLConfig
     "Both sets of clips, and the batches of the first; loader processes stay alive from epoch to epoch"
-    d, kw = (
-        l.config.data,
-        dict(T=m.T, Tv=m.Tv, size=m.size, layout=m.layout, seed=l.config.seed, cache=l.config.data.cache),
-    )
-    kw |= dict(require_pose="pose" in m.modalities, read_video="video" in m.modalities, cache_bytes=4 << 30)
-    kw |= dict(pack=d.pack)
+    d = l.config.data
+    kw = dict(seed=l.config.seed, cache=d.cache, cache_bytes=4 << 30, pack=d.pack)
     crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.0), layout=m.layout)
-    l.data, l.test_data = (
-        Skipping(ClipDataset(l.train_set, train=True, transform=crop, **kw)),
-        ClipDataset(l.test_set, views=d.views, temporal_views=d.temporal_views, **kw),
-    )
+    l.data = Skipping(clips_for(l.train_set, m, train=True, transform=crop, **kw))
+    l.test_data = clips_for(l.test_set, m, views=d.views, temporal_views=d.temporal_views, **kw)
     l.batches = EpochBatches(
         len(l.train_set), d.batch_size, l.config.seed, l.acc.process_index, l.acc.num_processes
     )

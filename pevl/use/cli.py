@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Rows', 'COMMANDS', 'ABOUT', 'given', 'expect_file', 'expect_data', 'expect_place',
            'check_numbers', 'Simdive', 'Train', 'make_recipe', 'show_result', 'run_train', 'wording', 'Evaluate',
-           'clips_for', 'run_evaluate', 'evaluation_row', 'write_result', 'Predict', 'read_labels', 'choose_labels',
-           'run_predict', 'Demo', 'Pretrain', 'Pack', 'run_pack', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse',
-           'one_line', 'fail', 'main']
+           'run_evaluate', 'evaluation_row', 'write_result', 'Predict', 'read_labels', 'choose_labels', 'run_predict',
+           'Demo', 'Pretrain', 'Pack', 'run_pack', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse', 'one_line',
+           'fail', 'main']
 
 # %% ../../nbs/use/03_cli.ipynb #4878680d
 import os, sys
@@ -209,6 +209,8 @@ def run_train(o: Train):
     from pevl.train.learner import train
 
     summary = train(o.data, o.out, make_recipe(o), o.resume_from or o.resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one speaks
     show_result(summary["result"])
     print(f"wrote {o.out}: model.safetensors (weights), result.json, summary.json, log.csv")
     paths = [shlex.quote(str(p)) for p in (o.data, o.out, o.out / "report")]
@@ -242,29 +244,11 @@ class Evaluate:
         run_evaluate(self)
 
 # %% ../../nbs/use/03_cli.ipynb #304013c6
-def clips_for(o: Evaluate, c):  # ClipDataset
-    "The clips as a model with configuration `c` wants them"
-    from pevl.data.datasets import ClipDataset, read_diving48
-
-    pose, video = (name in c.modalities for name in ("pose", "video"))
-    clips = read_diving48(o.data, o.split, o.version)
-    return ClipDataset(
-        clips,
-        T=c.T,
-        Tv=c.Tv,
-        size=c.size,
-        views=o.views,
-        temporal_views=o.temporal_views,
-        layout=c.layout,
-        require_pose=pose,
-        read_video=video,
-    )
-
-
 def run_evaluate(o: Evaluate):
     "Evaluate, print, and write the report"
     expect_data(o.data)
     expect_place(o.out) if o.out else None
+    from pevl.data.datasets import clips_for, read_diving48
     from pevl.data.text import prompt
     from pevl.train.evaluate import COLUMNS, evaluate, read_table
     from pevl.train.learner import check_broken
@@ -274,8 +258,8 @@ def run_evaluate(o: Evaluate):
         read_table(o.out / "results.csv", COLUMNS)  # a row has to fit in: told before the work
     facts = read_facts(o.weights)
     model, words = load_any(o.weights), wording(o, facts)
-    data = clips_for(o, model.config)
-    clips = data.clipset
+    clips = read_diving48(o.data, o.split, o.version)
+    data = clips_for(clips, model.config, views=o.views, temporal_views=o.temporal_views)
     texts = [prompt(t, **words) for t in clips.classes]
     how = dict(progress=sys.stderr.isatty(), average=o.average)
     result = evaluate(model, data, texts, o.batch_size, o.workers, **how)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import torch
 from ..data.pose import load_pose
-from ..data.datasets import Clip, ClipDataset, ClipSet, collate
+from ..data.datasets import Clip, ClipSet, clips_for, collate
 from ..data.video import open_video
 from ..data.text import prompt
 from ..loss.total import logits
@@ -128,11 +128,11 @@ def one_clip(
     views: int = 1,
 ):  # Batch of `views` crops
     "The batch of one video, exactly as an evaluation would make it"
-    video, c = Path(video), model.config
+    video = Path(video)
     pose = Path(pose) if pose else find_pose(video)
     with open_video(video) as v:
         end = v.num_frames
-    if "pose" in c.modalities and pose is None:
+    if "pose" in model.config.modalities and pose is None:
         raise ValueError(
             f"{video}: the model needs joints, expected {video.stem}.npz beside it or in pose/ (or a model without pose)"
         )
@@ -141,13 +141,5 @@ def one_clip(
     clipset = ClipSet(
         "one video", "test", ["?"], [("?",)], [Clip(video.stem, video, pose, 0, 0, end)], [], "", ""
     )
-    data = ClipDataset(
-        clipset,
-        T=c.T,
-        Tv=c.Tv,
-        size=c.size,
-        views=views,
-        require_pose="pose" in c.modalities,
-        layout=c.layout,
-    )
+    data = clips_for(clipset, model.config, views=views)
     return collate([data[i] for i in range(views)])
