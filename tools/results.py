@@ -2,7 +2,7 @@
 
 python tools/results.py align RUNS DATA   score the runs of `pevl ablate` against SimDive's phrases -> pevl/results/alignment.csv
 python tools/results.py confuse RUNS      which texts the runs confuse, and what weight SGMC gives them -> pevl/results/confused.csv
-python tools/results.py show              the README's and the book's tables, from pevl/results/ablate.csv
+python tools/results.py show              the README's and the book's tables, from pevl/results/*.csv
 python tools/results.py write             put the README's into README.md
 
 The paper's numbers come from pevl.model.variants, stand in a column of their own and are marked there: in italics, under the paper's name.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pevl.model.variants import VARIANTS
 from pevl.train.ablate import ablation_table, read_rows, spread
+from release import rows_of
 from settings import ROOT
 
 RESULTS = ROOT / "pevl" / "results"
@@ -23,7 +24,6 @@ NAMES = {  # variants in the order of the table -> what they are called there
     "table7.p_t": "pose + text",
     "table7.v_t": "video + text",
 }
-MARK = "<!-- results -->\n", "<!-- /results -->\n"
 
 
 def align(runs, data):
@@ -98,15 +98,41 @@ def table():
     return "\n".join([*lines, "", note, ""])
 
 
+def shipped():
+    "What ships with the package, and other runs on the same data"
+    lines = [
+        "| on 48 classes | noise of the joints | top-1 % | top-5 % | within pairs % |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for r in rows_of("simdive48"):
+        name = (
+            "**the shipped weights**"
+            if r["shipped"]
+            else f"{NAMES.get(r['variant'], r['variant'])}, seed {r['seed']}"
+        )
+        cells = [name, f"{r['noise']:g}", *(f"{100 * r[k]:.1f}" for k in ("top1", "top5", "within_pairs"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+BLOCKS = dict(results=table, shipped=shipped)  # marks in README.md -> what stands between them
+
+
+def block(name):
+    return f"<!-- {name} -->\n{BLOCKS[name]()}<!-- /{name} -->\n"
+
+
 def show():
-    print(table(), ablation_table(read_rows(RESULTS / "ablate.csv")), sep="\n", end="")
+    print(*map(block, BLOCKS), ablation_table(read_rows(RESULTS / "ablate.csv")), sep="\n", end="")
 
 
 def write():
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
-    head, rest = text.split(MARK[0])
-    path.write_text(head + MARK[0] + table() + MARK[1] + rest.split(MARK[1])[-1], encoding="utf-8")
+    for name in BLOCKS:
+        head, rest = text.split(f"<!-- {name} -->\n")
+        text = head + block(name) + rest.split(f"<!-- /{name} -->\n")[-1]
+    path.write_text(text, encoding="utf-8")
 
 
 def main(argv):

@@ -478,7 +478,7 @@ MODELS = dict(
     pevl_vit_b16=PeVLConfig(clip="vit_b16"),
     pevl_vit_l14=PeVLConfig(clip="vit_l14"),
 )
-RELEASES = {}  # name -> file in pevl/weights, without ending
+RELEASES = dict(simdive48="pevl_nano_simdive48")  # name -> file in pevl/weights, without ending
 
 
 def list_models(

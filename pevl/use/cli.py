@@ -228,7 +228,7 @@ class Evaluate:
     "Measure a checkpoint on the test clips of a data set"
 
     data: Path  # folder with rgb/, pose/ and the label files
-    weights: str  # checkpoint (.safetensors), the folder of a run, or a model's name
+    weights: str  # checkpoint (.safetensors), the folder of a run, a release (simdive48) or a model's name
     out: given(Path, "PATH", "print only") = None  # folder for result.json, report.html and results.csv
     split: Literal["train", "test"] = "test"  # which clips
     version: given(str, "NAME", "the only one there is") = None  # version of the label files, such as V2
@@ -314,7 +314,7 @@ class Predict:
     "Rank label texts for one video"
 
     video: Positional[Path]  # a video file
-    weights: str = "pevl_nano"  # checkpoint (.safetensors), the folder of a run, or a model's name
+    weights: str = "simdive48"  # checkpoint (.safetensors), the folder of a run, a release or a model's name
     labels: Labels = ()  # a text file with one label per line, or two or more label texts
     pose: given(Path, "PATH", "looked for beside the video") = None  # pose file (.npz)
     topk: int = 5  # labels to print

@@ -14,7 +14,8 @@ from ..data.datasets import Clip, ClipSet, clips_for, collate
 from ..data.video import open_video
 from ..data.text import prompt
 from ..loss.total import logits
-from ..model.pevl import create_model, list_models, load_model, read_config
+from ..model.clip import release_file
+from ..model.pevl import RELEASES, create_model, list_models, load_model, read_config
 from ..train.evaluate import average_views
 
 # %% ../../nbs/use/01_predict.ipynb #3378f018
@@ -39,9 +40,11 @@ def find_pose(
 
 # %% ../../nbs/use/01_predict.ipynb #79e108fb
 def find_checkpoint(
-    model,  # path of a checkpoint, folder of a run, or a name of `list_models()`
-) -> Path:  # None for a name
+    model,  # path of a checkpoint, folder of a run, name of a release, or a name of `list_models()`
+) -> Path:  # None for a model that is not trained
     "The checkpoint that `model` means; whether it exists is found out by reading it"
+    if str(model) in RELEASES:
+        return release_file(RELEASES[str(model)])
     path = Path(str(model))
     if str(model) in list_models() or not (path.suffix or path.exists()):
         return None
@@ -49,7 +52,7 @@ def find_checkpoint(
 
 
 def load_any(
-    model,  # a PeVL, the path of its checkpoint, the folder of its run, or a name of `list_models()` (then with CLIP's weights)
+    model,  # a PeVL, the path of its checkpoint, the folder of its run, a release, or a name of `list_models()` (then with CLIP's weights)
 ):  # PeVL in eval mode
     "A model from whatever names it"
     if isinstance(model, torch.nn.Module):
@@ -103,7 +106,7 @@ def check_labels(labels) -> list:
 def predict(
     video,  # path of a video file
     labels: list,  # label texts to choose from, e.g. "a forward dive with ..."
-    model="pevl_nano",  # a PeVL, the path of its checkpoint, or a model's name
+    model="simdive48",  # a PeVL, the path of its checkpoint, a release (simdive48 ships with the package), or a model's name
     pose=None,  # path of a pose file; None: the one that `find_pose` finds
     topk: int = 5,
     kind: str = None,  # of action, in the prompt; None: the one that the checkpoint notes, else "diving"
