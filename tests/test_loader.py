@@ -230,8 +230,9 @@ def held(pid):
 @linux
 @pytest.mark.parametrize("way", ["decode", "pack"])
 def test_memory_is_flat_over_epochs(way, dives, tmp_path):
-    """After epoch 2 all code is loaded and all pools are filled. If one clip in an epoch stayed in memory, in any of the three processes,
-    that would be 16 x 224 x 224 x 3 bytes = 2.3 MiB an epoch; allowed is half of that. Measured: 0 to 1 MiB in all"""
+    """After six epochs all code is loaded and all pools are filled: on a busy machine, pools were still growing by up to 10 MiB until then.
+    If one clip in an epoch stayed in memory, in any of the three processes, that would be 16 x 224 x 224 x 3 bytes = 2.3 MiB an epoch;
+    allowed is half of that over eighteen epochs, 21 MiB. Without the fixed threshold of `loader_process` it was 213 MiB"""
     clips = read_diving48(dives, "train")
     crop = ClipTransform(224, True, (0.85, 1.0))
     pack = write_pack(clips.clips, tmp_path / "a.pack", 243, workers=1).path if way == "pack" else None
@@ -246,7 +247,7 @@ def test_memory_is_flat_over_epochs(way, dives, tmp_path):
         pids = [os.getpid(), *(w.pid for w in loader._iterator._workers)]
         found.append(sum(map(held, pids)) / 1024)
     clip = 16 * 224 * 224 * 3 / 2**20
-    assert found[5] - found[1] < 0.5 * 4 * clip and found[23] - found[1] < 0.5 * 22 * clip, found
+    assert found[23] - found[5] < 0.5 * 18 * clip, found
 
 
 # --- processes that stay behind ---
