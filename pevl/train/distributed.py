@@ -39,7 +39,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # it may not be ours to change
         dist.all_reduce(grad)
         return grad.split(ctx.sizes)[world()[0]], None
 
