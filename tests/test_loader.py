@@ -154,7 +154,7 @@ def test_a_changed_video_is_named(copy, tmp_path):
     ClipDataset(clips, size=112, pack=pack.path)
     os.utime(clips.clips[4].video, ns=(1, 1))
     with pytest.raises(
-        VideoError, match=f"1 of 6 videos .* the first: {clips.clips[4].name}.mp4; run pevl pack again"
+        VideoError, match=f"1 of 6 videos .* the first: rgb/{clips.clips[4].name}.mp4; run pevl pack again"
     ):
         ClipDataset(clips, size=112, pack=pack.path)
     write_pack(clips.clips, pack.path, 122, workers=1)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CHECKS', 'END_SLACK', 'VIEWS', 'WORTH', 'PATIENCE', 'Clip', 'ClipSet', 'read_json', 'check_records', 'read_vocab',
            'label_files', 'read_diving48', 'check_splits', 'plot_classes', 'Sample', 'Broken', 'Batch', 'collate',
-           'sample_generator', 'read_pose', 'check_end', 'FrameStore', 'short_side_for', 'read_clip', 'ClipDataset',
-           'return_large_blocks', 'loader_process', 'clips_for', 'Skipping']
+           'sample_generator', 'pose_of', 'pose_rows', 'read_pose', 'check_end', 'FrameStore', 'short_side_for',
+           'clip_span', 'read_clip', 'ClipDataset', 'return_large_blocks', 'loader_process', 'clips_for', 'Skipping']
 
-# %% ../../nbs/data/05_datasets.ipynb #102ce336
+# %% ../../nbs/data/05_datasets.ipynb #fe5e69ab
 import contextlib, ctypes, hashlib, json, math, os, re, signal, threading
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,23 +16,36 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from .pose import ClipTransform, get_layout, load_pose
+from .pose import ClipTransform, Pose, get_layout, load_pose
 from .text import dive_sentence, parse_label
 from .video import VideoError, fit_short_side, open_video, sample_indices
 
-# %% ../../nbs/data/05_datasets.ipynb #66339ebc
+# %% ../../nbs/data/05_datasets.ipynb #34cc269d
 @dataclass
 class Clip:
     "One clip of a set: where it lies and what it shows"
 
-    name: str  # file name without ending
+    name: str  # of this clip alone: the file name without ending, or what the label file calls it
     video: Path
-    pose: Path | None  # None: no pose file
+    pose: Path | None  # an .npz file, or an object whose load() gives a Pose; None: no pose
     label: int  # 0..C-1
-    start: int  # first frame
-    end: int  # one past the last frame
+    start: int = 0  # first frame
+    end: int | None = None  # one past the last frame; None: the video's end
+    seconds: tuple | None = None  # (start, end) in a longer video, in the place of frame numbers
+    person: str = ""  # subject or source video, where the set tells: nobody should be in train and test
 
-# %% ../../nbs/data/05_datasets.ipynb #5c15aebf
+    def span(
+        self,
+        num_frames: int,  # of the video
+        fps: float,  # of the video
+    ) -> tuple[int, int]:
+        "First frame, and one past the last"
+        if self.seconds is None:
+            return self.start, num_frames if self.end is None else self.end
+        start, end = (round(s * fps) for s in self.seconds)
+        return start, max(end, start + 1)
+
+# %% ../../nbs/data/05_datasets.ipynb #59b2dfc2
 @dataclass
 class ClipSet:
     "The clips of one split, with everything that a result has to say about its data"
@@ -46,6 +59,12 @@ class ClipSet:
     checksum: str  # of vocabulary and label file: the first 12 digits of sha256
     version: str  # V1, V2, ...
     duplicates: list[str] = field(default_factory=list)  # names that the label file repeats; kept once
+    kind: str | None = None  # of action, for the prompt; None: the recipe's
+    phrases: list | None = None  # C lists: the sub-actions of a class, in order, word for word in its text
+    metric: str = "top1"  # what the owners report: top1 or mean_class
+    files: dict = field(default_factory=dict)  # label file -> the first 12 digits of its sha256
+    official: int | None = None  # clips of this split as the owners count them
+    notes: list[str] = field(default_factory=list)  # what the reader had to decide, a line each
 
     def __len__(self):
         return len(self.clips)
@@ -366,21 +385,47 @@ def sample_generator(
     state = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
-# %% ../../nbs/data/05_datasets.ipynb #90a81ed1
+# %% ../../nbs/data/05_datasets.ipynb #fbcebdfa
+def pose_of(clip: Clip) -> Pose:
+    "The pose of a clip, from its own file or out of a file of many"
+    return clip.pose.load() if hasattr(clip.pose, "load") else load_pose(clip.pose)
+
+
+def pose_rows(
+    clip: Clip,
+    index: torch.Tensor,  # (T,) frame numbers in the video
+    rows: int,  # of the pose
+    num_frames: int,  # of the video
+    span: tuple,  # first frame of the clip, and one past the last
+) -> torch.Tensor:  # (T,) rows of the pose at these moments
+    "A pose is of the whole video or of the clip; somebody else's is read at the same share of the clip"
+    start, end = span
+    if rows == num_frames:
+        return index
+    if rows == end - start:
+        return index - start
+    if hasattr(clip.pose, "load"):
+        share = (index - start + 0.5) / (end - start)
+        return (share * rows).long().clamp(0, rows - 1)
+    part = f" or {end - start} as in the clip" * (end - start < num_frames)
+    raise VideoError(clip.pose, f"has {rows} frames, expected {num_frames} as in {clip.video.name}{part}")
+
+# %% ../../nbs/data/05_datasets.ipynb #f39e68bf
 def read_pose(
     clip: Clip,
     index: torch.Tensor,  # (T,) frame numbers in the video
     num_frames: int,  # of the video
     size: tuple,  # (H, W) of the video
     layout: str = "coco17",  # as in the chapter Pose
+    span: tuple
+    | None = None,  # first frame of the clip, and one past the last; None: as the clip says in frames
 ) -> tuple[torch.Tensor, torch.Tensor]:  # keypoints (T, J, 2) in pixels of the video, scores (T, J)
     "Joints at the given frames; all missing (score 0) if the clip has no pose file"
     J = len(get_layout(layout).names)
     if clip.pose is None:
         return torch.zeros(len(index), J, 2), torch.zeros(len(index), J)
-    pose = load_pose(clip.pose)
-    if len(pose) != num_frames:
-        raise VideoError(clip.pose, f"has {len(pose)} frames, expected {num_frames} as in {clip.video.name}")
+    pose = pose_of(clip)
+    rows = pose_rows(clip, index, len(pose), num_frames, span or clip.span(num_frames, 0))
     if pose.layout != layout:
         raise VideoError(clip.pose, f"has layout {pose.layout!r}, expected {layout!r}")
     scale = np.array([size[1] / pose.image_size[1], size[0] / pose.image_size[0]], np.float32)
@@ -389,13 +434,13 @@ def read_pose(
             clip.pose,
             f"is for pictures of {tuple(pose.image_size)}, expected the shape of {tuple(size)} as the video",
         )
-    pose = pose.select(index)
+    pose = pose.select(rows)
     keypoints = ((pose.keypoints + 0.5) * scale - 0.5) * (
         pose.scores[..., None] > 0
     )  # whole numbers are pixel centres; missing joints stay 0, 0
     return torch.as_tensor(keypoints), torch.as_tensor(pose.scores)
 
-# %% ../../nbs/data/05_datasets.ipynb #1872bc6c
+# %% ../../nbs/data/05_datasets.ipynb #fbaa977c
 END_SLACK = (
     2  # frames that a label file may count beyond the video's end: containers disagree about the last ones
 )
@@ -405,15 +450,20 @@ VIEWS = {1: ("centre",), 3: ("left", "centre", "right")}
 def check_end(
     clip: Clip,
     num_frames: int,  # of the video
+    fps: float = 30.0,  # of the video
 ):
     "VideoError if the label file asks for frames that the video does not have"
-    if clip.end > num_frames + END_SLACK or clip.start >= num_frames:
-        raise VideoError(
-            clip.video,
-            f"has {num_frames} frames, expected {clip.end} (label file: frames {clip.start} to {clip.end})",
+    start, end = clip.span(num_frames, fps)
+    slack = END_SLACK if clip.seconds is None else max(END_SLACK, fps / 2)  # seconds are rounded by people
+    if end > num_frames + slack or start >= num_frames:
+        said = (
+            "frames {} to {}".format(start, end)
+            if clip.seconds is None
+            else "seconds {:g} to {:g}".format(*clip.seconds)
         )
+        raise VideoError(clip.video, f"has {num_frames} frames, expected {end} (label file: {said})")
 
-# %% ../../nbs/data/05_datasets.ipynb #934763b4
+# %% ../../nbs/data/05_datasets.ipynb #edc6bbe6
 class FrameStore:
     "Reads frames of clips, and keeps decoded videos up to a number of bytes"
 
@@ -424,19 +474,27 @@ class FrameStore:
         short_side=None,  # of the frames, as in open_video
         least=1.0,  # as in open_video
     ):
-        self.backend, self.limit, self.bytes, self.kept = backend, limit, 0, {}
+        self.backend, self.limit, self.bytes, self.kept, self.known = backend, limit, 0, {}, {}
         self.small = dict(short_side=short_side, least=least)
 
     def shape(self, clip: Clip, height: int, width: int) -> tuple[int, int]:
         "Size of the frames that `read` gives of a video of this size"
         return fit_short_side(height, width, **self.small)
 
+    def length(self, clip: Clip) -> tuple[int, float]:
+        "Number of frames and frames per second of a clip's video, which is opened once for it"
+        if clip.video not in self.known:
+            with open_video(clip.video, self.backend, **self.small) as video:
+                self.known[clip.video] = video.num_frames, video.fps
+        return self.known[clip.video]
+
     def read(self, clip: Clip, index: torch.Tensor) -> tuple[torch.Tensor, int]:
         "uint8 (n, 3, H, W) at the frame numbers `index`, and the number of frames of the video"
         if clip.video not in self.kept:
             with open_video(clip.video, self.backend, **self.small) as video:
                 n = video.num_frames
-                check_end(clip, n)
+                self.known[clip.video] = n, video.fps
+                check_end(clip, n, video.fps)
                 size = n * 3 * video.height * video.width
                 if self.bytes + size > self.limit:
                     return video.get(index.clamp(max=n - 1)), n
@@ -444,7 +502,7 @@ class FrameStore:
                 self.bytes += size
         frames = self.kept[clip.video]
         n = len(frames)
-        check_end(clip, n)
+        check_end(clip, *self.known[clip.video])
         return frames[index.clamp(max=n - 1)], n
 
 # %% ../../nbs/data/05_datasets.ipynb #17be4a14
@@ -459,7 +517,20 @@ def short_side_for(
         return None
     return max(math.ceil(t.size / math.sqrt(t.scale[0]) if t.train else t.size) for t in transforms)
 
-# %% ../../nbs/data/05_datasets.ipynb #d3cfd91e
+# %% ../../nbs/data/05_datasets.ipynb #2e22b988
+def clip_span(
+    clip: Clip,
+    store,  # FrameStore or Pack
+    read_video: bool = True,  # False: only the pose is read
+) -> tuple[int, int]:
+    "First frame of a clip and one past the last; opens the video, or the pose, only if the label file does not say it"
+    if clip.seconds is None and clip.end is not None:
+        return clip.start, clip.end
+    if read_video:
+        return clip.span(*store.length(clip))
+    return (0 if clip.seconds else clip.start), len(pose_of(clip))
+
+# %% ../../nbs/data/05_datasets.ipynb #a95419e2
 def read_clip(
     clip: Clip,
     index: torch.Tensor,  # (T,) frame numbers in the video
@@ -467,6 +538,7 @@ def read_clip(
     store,  # FrameStore or Pack
     layout: str = "coco17",
     read_video: bool = True,  # False: one black frame, and only the pose file is read
+    span: tuple | None = None,  # as in `read_pose`
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor
 ]:  # frames uint8 (Tv or 1, 3, H, W), keypoints (T, J, 2), scores (T, J)
@@ -474,13 +546,13 @@ def read_clip(
     if read_video:
         frames, n = store.read(clip, index[slots])
     else:
-        pose = load_pose(clip.pose)
-        n = len(pose)
-        check_end(clip, n)
+        pose = pose_of(clip)
+        n = len(pose) if not hasattr(clip.pose, "load") or span is None else max(len(pose), span[1])
+        check_end(clip, n) if clip.seconds is None else None
         frames = torch.zeros(1, 3, *store.shape(clip, *pose.image_size), dtype=torch.uint8)
-    return frames, *read_pose(clip, index.clamp(max=n - 1), n, frames.shape[-2:], layout)
+    return frames, *read_pose(clip, index.clamp(max=n - 1), n, frames.shape[-2:], layout, span)
 
-# %% ../../nbs/data/05_datasets.ipynb #3009beca
+# %% ../../nbs/data/05_datasets.ipynb #51545365
 class ClipDataset(Dataset):
     "Clips of a set as Samples; `dataset[i]` depends on (seed, epoch, i) and on nothing else"
 
@@ -558,9 +630,10 @@ class ClipDataset(Dataset):
         clip = self.clipset.clips[i]
         rng = sample_generator(self.seed, int(self._epoch), i)
         offset = (moment + 0.5) / self.temporal_views
-        index, slots = sample_indices(clip.end - clip.start, self.T, self.Tv, self.train, rng, offset)
+        span = start, end = clip_span(clip, self.store, self.read_video)
+        index, slots = sample_indices(end - start, self.T, self.Tv, self.train, rng, offset)
         if self.views == 1 or self.last[0] != (i, moment):  # the crops of a moment are read once
-            found = read_clip(clip, index + clip.start, slots, self.store, self.layout, self.read_video)
+            found = read_clip(clip, index + start, slots, self.store, self.layout, self.read_video, span)
             self.last = ((i, moment), found) if self.views > 1 else (None, None)
         else:
             found = self.last[1]
