@@ -305,3 +305,30 @@ def test_a_killed_training_leaves_no_process_behind(dives, tmp_path):
     os.kill(p.pid, signal.SIGKILL)
     p.wait()
     until(lambda: not living(p.pid), 30)
+
+
+SERVED = """
+import sys
+from pevl.data.datasets import *
+from torch.utils.data import DataLoader
+if __name__ == "__main__":
+    data = ClipDataset(read_diving48(sys.argv[1], "train"), size=64)
+    how = dict(worker_init_fn=loader_process, collate_fn=collate, multiprocessing_context="forkserver")
+    while True:
+        for batch in DataLoader(data, 1, num_workers=2, prefetch_factor=1, **how):
+            print(batch.names, flush=True)
+            sys.stdin.readline()
+"""
+
+
+@linux
+def test_loaders_that_a_server_made_end_with_the_run(dives, tmp_path):
+    "Their parent is the server, not the run: the usual way from Python 3.14 on"
+    (tmp_path / "run.py").write_text(SERVED)
+    ends = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    p = subprocess.Popen([sys.executable, tmp_path / "run.py", dives], **ends)
+    assert p.stdout.readline()
+    assert len(living(p.pid)) >= 4  # the run, the server, two loaders
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
+    until(lambda: not living(p.pid), 30)

@@ -11,6 +11,7 @@ __all__ = ['CHECKS', 'END_SLACK', 'VIEWS', 'WORTH', 'PATIENCE', 'Clip', 'ClipSet
 # %% ../../nbs/data/05_datasets.ipynb #fe5e69ab
 import contextlib, ctypes, hashlib, json, math, os, re, signal, threading
 from dataclasses import dataclass, field, fields
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -670,10 +671,13 @@ def loader_process(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     return_large_blocks()
+    main = parent_process()  # who asked for this process, even if a server made it
+    watch = threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True)
     if not hasattr(signal, "sigtimedwait"):
-        return  # only Linux tells who has sent a signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    parent = os.getppid()
+        return watch.start()  # only Linux tells who has sent a signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before any thread: they inherit it
+    watch.start()
+    parent = main.pid
 
     def end():
         asked = signal.sigwaitinfo([signal.SIGTERM])

@@ -8,7 +8,7 @@ __all__ = ['FREE', 'OWN', 'COLUMNS', 'PROTOCOL', 'NEEDED', 'TORN', 'GROUP', 'MEM
            'claimed', 'take', 'stand_alone', 'ablate', 'run_folder', 'claim_file', 'finished', 'collect',
            'wait_for_others', 'gains', 'spread', 'shown', 'conditions', 'ablation_table', 'plot_ablation']
 
-# %% ../../nbs/train/08_ablate.ipynb #9db248fe
+# %% ../../nbs/train/08_ablate.ipynb #78e25e0a
 import json, os, platform, statistics, sys, time
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +17,10 @@ from ..model.variants import VARIANTS, list_variants, same_as, variant
 from .evaluate import COLUMNS as RESULT
 from .evaluate import code_version, locked, plain, read_table
 from .learner import Interrupted, csv_text, naming, train, write_atomic
-from .recipe import PRESETS, TrainConfig, flat, from_dict, preset
+from .recipe import LOADING, LOOKING, MEMORY, PRESETS, TrainConfig, flat, from_dict, preset
 
-# %% ../../nbs/train/08_ablate.ipynb #cfcce3a5
-FREE = (
-    "seed",
-    "model.variant",
-    "data.workers",
-    "data.cache",
-    "eval_every",
-    "save_every",
-    "best",
-    "tensorboard",
-)  # not the recipe's business here
+# %% ../../nbs/train/08_ablate.ipynb #b5d0882b
+FREE = ("seed", "model.variant", "best", *LOADING, *LOOKING, *MEMORY)  # not the recipe's business here
 
 
 def recipe_text(

@@ -7,13 +7,13 @@ __all__ = ['FACTS', 'PARTS', 'VERSION', 'KEEP', 'BY_TEST', 'State', 'read_state'
            'get_moments', 'set_moments', 'digest', 'save_checkpoint', 'load_checkpoint', 'read_parts', 'misfits',
            'step_file', 'checkpoints', 'keep_two', 'named', 'fitting', 'take_up', 'improved']
 
-# %% ../../nbs/train/02_checkpoint.ipynb #e37b58cf
+# %% ../../nbs/train/02_checkpoint.ipynb #14a102ae
 import hashlib, json, re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import torch
 from ..data.files import write_atomic
-from .recipe import TrainConfig, changes, from_dict
+from .recipe import LOADING, LOOKING, TrainConfig, changes, from_dict
 
 # %% ../../nbs/train/02_checkpoint.ipynb #2c5962b4
 @dataclass
@@ -168,15 +168,8 @@ def read_parts(path, held: str, tensors: dict) -> dict:
         raise ValueError(f"{path}: a checkpoint of another version of pevl") from None
     return parts
 
-# %% ../../nbs/train/02_checkpoint.ipynb #ca538355
-KEEP = (
-    "data.workers",
-    "data.cache",
-    "optim.max_minutes",
-    "eval_every",
-    "save_every",
-    "tensorboard",
-)  # may change when a run is resumed
+# %% ../../nbs/train/02_checkpoint.ipynb #cc3fe510
+KEEP = (*LOADING, *LOOKING, "optim.max_minutes")  # may change when a run is resumed
 
 
 def misfits(

@@ -9,7 +9,7 @@ __all__ = ['AVERAGES', 'NOT_HASHED', 'yes_no', 'COLUMNS', 'PRECISION', 'accuraci
            'result_row', 'table_columns', 'read_table', 'locked', 'csv_line', 'append_row', 'save_result',
            'load_result', 'plot_confusion']
 
-# %% ../../nbs/train/04_evaluate.ipynb #3c0230a4
+# %% ../../nbs/train/04_evaluate.ipynb #4ffc1170
 import csv, hashlib, io, json, os, platform, re, subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ from ..data.files import write_atomic
 from ..data.text import parse_label
 from ..loss.total import logits
 from ..model.pevl import Features
-from .recipe import flat
+from .recipe import LOADING, LOOKING, MEMORY, flat
 
 # %% ../../nbs/train/04_evaluate.ipynb #a93635cc
 def accuracies(
@@ -202,9 +202,8 @@ def _pairs(clipset):
     except ValueError:
         return []
 
-# %% ../../nbs/train/04_evaluate.ipynb #090426de
-NOT_HASHED = "seed data.workers data.cache data.pack data.views data.temporal_views".split()
-NOT_HASHED += "eval_every save_every best tensorboard micro_batch shard recompute compile".split()
+# %% ../../nbs/train/04_evaluate.ipynb #032eb49e
+NOT_HASHED = ("seed", "best", "data.views", "data.temporal_views", *LOADING, *LOOKING, *MEMORY)
 
 
 def digest(*parts: bytes) -> str:  # 12 hex digits
