@@ -36,7 +36,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[lib, lib + ".*"]),
     include_package_data=False,
-    package_data={lib: ["weights/*", "results/*"]},
+    package_data={lib: ["weights/*", "results/*", "labels/*"]},
     install_requires=needs(),
     extras_require={
         "nb": needs("nb_"),

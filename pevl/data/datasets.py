@@ -8,7 +8,7 @@ __all__ = ['CHECKS', 'END_SLACK', 'VIEWS', 'WORTH', 'PATIENCE', 'Clip', 'ClipSet
            'sample_generator', 'pose_of', 'pose_rows', 'read_pose', 'check_end', 'FrameStore', 'short_side_for',
            'clip_span', 'read_clip', 'ClipDataset', 'return_large_blocks', 'loader_process', 'clips_for', 'Skipping']
 
-# %% ../../nbs/data/05_datasets.ipynb #fe5e69ab
+# %% ../../nbs/data/05_datasets.ipynb #4a70bce0
 import contextlib, ctypes, hashlib, json, math, os, re, signal, threading
 from dataclasses import dataclass, field, fields
 from multiprocessing import parent_process
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from .pose import ClipTransform, Pose, get_layout, load_pose
-from .text import dive_sentence, parse_label
+from .text import dive_phrases, dive_sentence, parse_label
 from .video import VideoError, fit_short_side, open_video, sample_indices
 
 # %% ../../nbs/data/05_datasets.ipynb #34cc269d
@@ -46,7 +46,7 @@ class Clip:
         start, end = (round(s * fps) for s in self.seconds)
         return start, max(end, start + 1)
 
-# %% ../../nbs/data/05_datasets.ipynb #59b2dfc2
+# %% ../../nbs/data/05_datasets.ipynb #12d4d251
 @dataclass
 class ClipSet:
     "The clips of one split, with everything that a result has to say about its data"
@@ -66,6 +66,8 @@ class ClipSet:
     files: dict = field(default_factory=dict)  # label file -> the first 12 digits of its sha256
     official: int | None = None  # clips of this split as the owners count them
     notes: list[str] = field(default_factory=list)  # what the reader had to decide, a line each
+    layout: str | None = None  # of its poses, where they are not the model's usual joints
+    simulated: bool = False  # drawn, not filmed: every result says so
 
     def __len__(self):
         return len(self.clips)
@@ -220,7 +222,7 @@ def label_files(
     )
     return vocab, path, name, next(v for v, p in found.items() if p == path)
 
-# %% ../../nbs/data/05_datasets.ipynb #e6e25d21
+# %% ../../nbs/data/05_datasets.ipynb #1a838954
 def read_diving48(
     root,  # folder with rgb/, optionally pose/, and the label files
     split: str,  # train or test
@@ -264,6 +266,10 @@ def read_diving48(
         hashlib.sha256(raw + raw2).hexdigest()[:12],
         version,
         again,
+        kind="diving",
+        phrases=[dive_phrases(l) for l in labels],
+        files={p.name: hashlib.sha256(r).hexdigest()[:12] for p, r in ((vocab, raw), (path, raw2))},
+        simulated=name == "SimDive",
     )
 
 # %% ../../nbs/data/05_datasets.ipynb #9a3191f3
@@ -278,17 +284,19 @@ def check_splits(train: ClipSet, test: ClipSet):
     if train.classes != test.classes:
         raise ValueError(f"{train.split} and {test.split}: expected the same classes in the same order")
 
-# %% ../../nbs/data/05_datasets.ipynb #6b88c35a
+# %% ../../nbs/data/05_datasets.ipynb #f83d648f
 def plot_classes(
     clipset: ClipSet,
     ax=None,  # matplotlib axes; None makes a figure
 ):
-    "Clips per class, coloured by the first token of the label"
+    "Clips per class, coloured by the first token of the label (of a name such as Cook.Stir: the part before the dot)"
     import matplotlib.pyplot as plt
 
     if ax is None:
         ax = plt.subplots(figsize=(9, 2.6), dpi=80)[1]
-    counts, kinds = clipset.counts(), [l[0] for l in clipset.labels]
+    counts = clipset.counts()
+    kinds = [l.split(".")[0] if isinstance(l, str) else l[0] for l in clipset.labels]
+    kinds = kinds if len(set(kinds)) < 10 else ["all classes"] * len(kinds)
     names = list(dict.fromkeys(kinds))
     bars = ax.bar(range(len(counts)), counts, color=[f"C{names.index(k)}" for k in kinds])
     ax.legend(

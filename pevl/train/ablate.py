@@ -19,8 +19,16 @@ from .evaluate import code_version, locked, plain, read_table
 from .learner import Interrupted, csv_text, naming, train, write_atomic
 from .recipe import LOADING, LOOKING, MEMORY, PRESETS, TrainConfig, flat, from_dict, preset
 
-# %% ../../nbs/train/08_ablate.ipynb #b5d0882b
-FREE = ("seed", "model.variant", "best", *LOADING, *LOOKING, *MEMORY)  # not the recipe's business here
+# %% ../../nbs/train/08_ablate.ipynb #185f542f
+FREE = (
+    "seed",
+    "model.variant",
+    "data.kind",
+    "best",
+    *LOADING,
+    *LOOKING,
+    *MEMORY,
+)  # not the recipe's business here
 
 
 def recipe_text(
@@ -96,11 +104,11 @@ def planned(
     its = lambda v, seed: replace(config, seed=seed, model=replace(config.model, variant=v))
     return [(v, seed, its(v, seed)) for seed in dict.fromkeys(seeds) for v in first]
 
-# %% ../../nbs/train/08_ablate.ipynb #3ec963bc
+# %% ../../nbs/train/08_ablate.ipynb #040c03aa
 def protocol(config: TrainConfig, train_set, test_set) -> dict:  # both ClipSet
     "What all rows of a table have in common, known before the first run"
     a, b = train_set, test_set
-    out = dict(data=a.name, simulated=a.name == "SimDive", classes=len(a.classes), train_clips=len(a))
+    out = dict(data=a.name, simulated=a.simulated, classes=len(a.classes), train_clips=len(a))
     out |= dict(clips=len(b), train_checksum=a.checksum, checksum=b.checksum, model=config.model.name)
     return out | dict(recipe=recipe_text(config), batch=config.data.batch_size, amp=config.amp)
 

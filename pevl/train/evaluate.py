@@ -318,7 +318,7 @@ def read_row(
             raise ValueError(f"column {k!r} is {row.get(k)!r}") from None
     return out
 
-# %% ../../nbs/train/04_evaluate.ipynb #c8ce0209
+# %% ../../nbs/train/04_evaluate.ipynb #d8df9e14
 def run_facts(
     recipe,  # TrainConfig
     config,  # PeVLConfig
@@ -349,7 +349,7 @@ def result_row(
     row["model"] = facts.get("name")
     row["configuration"] = row["configuration"] or configuration_hash(model.config)
     row |= dict(weights=weights_checksum(model), **code_version())
-    row |= dict(data=c["name"], simulated=c["name"] == "SimDive", split=c["split"])
+    row |= dict(data=c["name"], simulated=clipset.simulated, split=c["split"])
     row |= dict(data_version=c["version"], checksum=c["checksum"], evaluated=len(result.names))
     row |= {k: c[k] for k in ("classes", "clips", "missing", "without_pose")}
     row |= {k: v for k, v in s.items() if k in COLUMNS and k not in row} | dict(average=result.average)

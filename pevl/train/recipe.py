@@ -36,7 +36,7 @@ class ModelArgs:
         out = (variant(self.variant, classes) if self.variant else {}) | self.change
         return out if "text" in out.get("modalities", ("text",)) else out | dict(classes=classes)
 
-# %% ../../nbs/train/01_recipe.ipynb #572a2bd5
+# %% ../../nbs/train/01_recipe.ipynb #1dd0a812
 @dataclass
 class DataArgs:
     "What it is trained on"
@@ -49,7 +49,7 @@ class DataArgs:
     crop: float = 0.6  # smallest training crop, share of the frame's area
     views: Literal[1, 3] = 3  # crops per test clip
     temporal_views: int = 1  # clips in time per test clip, each with all crops
-    kind: str = "gymnastic"  # of action, in the prompt
+    kind: str | None = None  # of action, in the prompt; None: what the data set says of itself
     template: str = "paper"  # prompt: paper, plain, clip, doing, or a text with {label}
 
 
@@ -137,10 +137,10 @@ def check_recipe(c: TrainConfig):
             f"warmup_epochs {c.optim.warmup_epochs!r}: expected 0 to less than epochs ({c.optim.epochs})"
         )
 
-# %% ../../nbs/train/01_recipe.ipynb #ad045886
+# %% ../../nbs/train/01_recipe.ipynb #15b5a5aa
 _NANO = dict(
     model=dict(name="pevl_nano"),
-    data=dict(batch_size=24, workers=0, cache=True, crop=0.85, views=1, kind="diving"),
+    data=dict(batch_size=24, workers=0, cache=True, crop=0.85, views=1),
     optim=dict(lr=1e-3, epochs=30, warmup_epochs=1),
     amp="bf16",
     eval_every=5,
