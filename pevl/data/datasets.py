@@ -526,7 +526,7 @@ def short_side_for(
         return None
     return max(math.ceil(t.size / math.sqrt(t.scale[0]) if t.train else t.size) for t in transforms)
 
-# %% ../../nbs/data/05_datasets.ipynb #2e22b988
+# %% ../../nbs/data/05_datasets.ipynb #05c6713a
 def clip_span(
     clip: Clip,
     store,  # FrameStore or Pack
@@ -535,11 +535,11 @@ def clip_span(
     "First frame of a clip and one past the last; opens the video, or the pose, only if the label file does not say it"
     if clip.seconds is None and clip.end is not None:
         return clip.start, clip.end
-    if read_video:
+    if read_video or clip.seconds:  # only the video knows its frames per second
         return clip.span(*store.length(clip))
-    return (0 if clip.seconds else clip.start), len(pose_of(clip))
+    return clip.start, clip.start + 1 if clip.pose is None else len(pose_of(clip))
 
-# %% ../../nbs/data/05_datasets.ipynb #a95419e2
+# %% ../../nbs/data/05_datasets.ipynb #81938054
 def read_clip(
     clip: Clip,
     index: torch.Tensor,  # (T,) frame numbers in the video
@@ -554,14 +554,17 @@ def read_clip(
     "Frames and joints of the same moments, in the pixels of the video"
     if read_video:
         frames, n = store.read(clip, index[slots])
+    elif clip.pose is None:
+        n, frames = int(index.max()) + 1, torch.zeros(1, 3, *store.shape(clip, 64, 64), dtype=torch.uint8)
     else:
         pose = pose_of(clip)
-        n = len(pose) if not hasattr(clip.pose, "load") or span is None else max(len(pose), span[1])
-        check_end(clip, n) if clip.seconds is None else None
+        n, fps = store.length(clip) if clip.seconds else (len(pose), 0.0)
+        check_end(clip, n, fps) if not hasattr(clip.pose, "load") else None
+        n = max(n, span[1]) if span and hasattr(clip.pose, "load") else n
         frames = torch.zeros(1, 3, *store.shape(clip, *pose.image_size), dtype=torch.uint8)
     return frames, *read_pose(clip, index.clamp(max=n - 1), n, frames.shape[-2:], layout, span)
 
-# %% ../../nbs/data/05_datasets.ipynb #51545365
+# %% ../../nbs/data/05_datasets.ipynb #b8e6477f
 class ClipDataset(Dataset):
     "Clips of a set as Samples; `dataset[i]` depends on (seed, epoch, i) and on nothing else"
 
@@ -578,7 +581,7 @@ class ClipDataset(Dataset):
         views: int = 1,  # 1 or 3 crops of a moment; with n = views * temporal_views, clip i has the numbers ni .. ni+n-1
         temporal_views: int = 1,  # clips in time: view k of K takes its frames at (k + 1/2) / K of each segment
         layout: str = "coco17",  # of the pose files
-        require_pose: bool = True,  # False: a clip without pose has all its joints missing
+        require_pose: bool = True,  # at least one clip has a pose; where a clip has none, all its joints are missing
         read_video: bool = True,  # False: black frames, for models of pose alone; saves decoding
         cache_bytes: int = 2 << 30,  # limit of the cache
         short_side: int | None = None,  # of the decoded frames; None: as the crops need, 0: as in the video
@@ -591,11 +594,10 @@ class ClipDataset(Dataset):
             raise ValueError(
                 f"temporal_views is {temporal_views}, expected 1" + ("" if train else " or more")
             )
-        without = sum(c.pose is None for c in clipset.clips)
-        if without and (require_pose or not read_video):
+        if (require_pose or not read_video) and all(c.pose is None for c in clipset.clips):
             raise ValueError(
-                f"{clipset.name} {clipset.split}: {without} of {len(clipset)} clips have no pose file, "
-                "expected pose/<name>.npz or require_pose=False"
+                f"{clipset.name} {clipset.split}: none of {len(clipset)} clips has a pose, expected pose/<name>.npz or "
+                "poses.safetensors (pevl pose makes them), or a model of video and text"
             )
         self.clipset, self.T, self.Tv, self.size, self.train, self.seed, self.views = (
             clipset,

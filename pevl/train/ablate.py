@@ -8,11 +8,11 @@ __all__ = ['FREE', 'OWN', 'COLUMNS', 'PROTOCOL', 'NEEDED', 'TORN', 'GROUP', 'MEM
            'claimed', 'take', 'stand_alone', 'ablate', 'run_folder', 'claim_file', 'finished', 'collect',
            'wait_for_others', 'gains', 'spread', 'shown', 'conditions', 'ablation_table', 'plot_ablation']
 
-# %% ../../nbs/train/08_ablate.ipynb #78e25e0a
+# %% ../../nbs/train/08_ablate.ipynb #6cf18305
 import json, os, platform, statistics, sys, time
 from dataclasses import replace
 from pathlib import Path
-from ..data.datasets import read_diving48
+from ..data.benchmarks import read_clips
 from ..model.variants import VARIANTS, list_variants, same_as, variant
 from .evaluate import COLUMNS as RESULT
 from .evaluate import code_version, locked, plain, read_table
@@ -223,7 +223,7 @@ def stand_alone() -> int:  # number of this process on its host, 0 if no launche
             del os.environ[k]
     return rank
 
-# %% ../../nbs/train/08_ablate.ipynb #16badaac
+# %% ../../nbs/train/08_ablate.ipynb #c6553824
 POLL = 2.0  # seconds between two looks at the others' claims
 
 
@@ -237,7 +237,8 @@ def ablate(
 ) -> list[dict]:  # the rows of ablate.csv, see COLUMNS
     "Train every variant with every seed, and write one line per run; the same call again goes on where it stopped"
     plan, out = planned(names, config, seeds), Path(out)
-    sets = [read_diving48(data, split, config.data.version) for split in ("train", "test")]
+    d = config.data
+    sets = [read_clips(data, split, d.version, d.dataset) for split in ("train", "test")]
     expected = protocol(config, *sets)
     code_version()  # as it is now: files may change while it runs
     rows = collect(out, plan, expected)

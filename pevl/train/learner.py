@@ -9,7 +9,7 @@ __all__ = ['MAX_BROKEN', 'SAVE_EVERY', 'EpochBatches', 'seed_step', 'Interrupted
            'look', 'csv_text', 'epoch_row', 'model_facts', 'whole_model', 'keep_best', 'end_epoch', 'write_board',
            'versions', 'hardware', 'run_summary', 'finish', 'make_model', 'train']
 
-# %% ../../nbs/train/03_learner.ipynb #0a989c55
+# %% ../../nbs/train/03_learner.ipynb #3ff5e902
 import csv, io, json, math, os, platform, signal, sys, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -26,9 +26,9 @@ from pevl.data.datasets import (
     clips_for,
     collate,
     loader_process,
-    read_diving48,
     sample_generator,
 )
+from ..data.benchmarks import read_clips
 from ..data.files import naming, sweep, write_atomic
 from ..data.text import prompt
 from ..model.adapters import compile_blocks, recompute_blocks
@@ -274,7 +274,7 @@ class Learner:
     def over(self) -> bool:
         return self.state.epoch >= self.config.optim.epochs or self.done() >= 1
 
-# %% ../../nbs/train/03_learner.ipynb #77c3a022
+# %% ../../nbs/train/03_learner.ipynb #b24b9bef
 def prepare_model(l: Learner, model: PeVL):
     "Model and optimizer in accelerate's hands; `core` is the model without wrappers"
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -307,7 +307,7 @@ def prepare_data(l: Learner, m):  # PeVLConfig
     "Both sets of clips, and the batches of the first; loader processes stay alive from epoch to epoch"
     d = l.config.data
     kw = dict(seed=l.config.seed, cache=d.cache, cache_bytes=4 << 30, pack=d.pack)
-    crop = ClipTransform(m.size, train=True, scale=(d.crop, 1.0), layout=m.layout)
+    crop = ClipTransform(m.size, True, (d.crop, 1.0), 0.5 if d.flip else 0.0, m.layout)
     l.data = Skipping(clips_for(l.train_set, m, train=True, transform=crop, **kw))
     l.test_data = clips_for(l.test_set, m, views=d.views, temporal_views=d.temporal_views, **kw)
     l.batches = EpochBatches(
@@ -731,7 +731,7 @@ def finish(l: Learner, result: Result) -> dict:  # summary
     write_atomic(l.file("summary.json"), json.dumps(summary, indent=1) + "\n")
     return summary
 
-# %% ../../nbs/train/03_learner.ipynb #38938952
+# %% ../../nbs/train/03_learner.ipynb #fac6f695
 def make_model(
     config: TrainConfig,
     classes: int,  # of the data, for a model without text
@@ -743,7 +743,7 @@ def make_model(
 
 
 def train(
-    data,  # folder of a data set in Diving48's format
+    data,  # folder of a data set, or a table of clips
     out,  # folder of the run
     config: TrainConfig,
     resume: bool | str = False,  # go on with the run in `out`, or with one of its checkpoints
@@ -751,7 +751,8 @@ def train(
 ) -> dict:  # summary
     "Read the data, make the model, train, evaluate"
     check_out(out, resume)
-    train_set, test_set = (read_diving48(data, split, config.data.version) for split in ("train", "test"))
+    d = config.data
+    train_set, test_set = (read_clips(data, split, d.version, d.dataset) for split in ("train", "test"))
     check_splits(train_set, test_set)
     config = settled(config, train_set)
     model = make_model(config, len(train_set.classes))

@@ -36,17 +36,19 @@ class ModelArgs:
         out = (variant(self.variant, classes) if self.variant else {}) | self.change
         return out if "text" in out.get("modalities", ("text",)) else out | dict(classes=classes)
 
-# %% ../../nbs/train/01_recipe.ipynb #1dd0a812
+# %% ../../nbs/train/01_recipe.ipynb #3db089af
 @dataclass
 class DataArgs:
     "What it is trained on"
 
+    dataset: str | None = None  # which benchmark lies there, such as gym99; None: recognised by its files
     version: str | None = None  # of the label files, such as V2; needed if the folder holds several
     batch_size: int = 32  # clips per step and process
     workers: int = 4  # processes that load clips; 0: none but this one
     cache: bool = False  # keep decoded videos in memory, up to 4 GiB, for small sets
     pack: str | None = None  # file that `pevl pack` wrote, to read frames from; None: decode the videos
     crop: float = 0.6  # smallest training crop, share of the frame's area
+    flip: bool = True  # mirror half of the training clips; not for classes that differ in left and right
     views: Literal[1, 3] = 3  # crops per test clip
     temporal_views: int = 1  # clips in time per test clip, each with all crops
     kind: str | None = None  # of action, in the prompt; None: what the data set says of itself
@@ -89,8 +91,13 @@ class TrainConfig:
     def __post_init__(self):
         check_recipe(self)
 
-# %% ../../nbs/train/01_recipe.ipynb #d3b0eb6c
-LOADING = ("data.workers", "data.cache", "tensorboard")  # no bit of the weights depends on them
+# %% ../../nbs/train/01_recipe.ipynb #49c345ad
+LOADING = (
+    "data.dataset",
+    "data.workers",
+    "data.cache",
+    "tensorboard",
+)  # no bit of the weights depends on them
 LOOKING = ("eval_every", "save_every")  # when a run is looked at and saved
 MEMORY = ("data.pack", "micro_batch", "shard", "recompute", "compile")  # the same run, up to rounding
 

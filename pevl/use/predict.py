@@ -18,7 +18,7 @@ from ..model.clip import release_file
 from ..model.pevl import RELEASES, create_model, list_models, load_model, read_config
 from ..train.evaluate import average_views
 
-# %% ../../nbs/use/01_predict.ipynb #3378f018
+# %% ../../nbs/use/01_predict.ipynb #b742f4a2
 def find_pose(
     video,  # path of a video
 ) -> Path:  # or None
@@ -31,6 +31,7 @@ def find_pose(
             for p in (
                 video.with_name(name),
                 video.parent.parent / "pose" / name,
+                video.parent.parent / "pose" / video.parent.name / name,  # clips in a folder per class
                 video.parent / "pose" / name,
             )
             if p.is_file()
