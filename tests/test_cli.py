@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pevl.use.cli import COMMANDS, main
 
@@ -736,3 +738,23 @@ def test_interrupted(tmp_path):
     assert ran.returncode == 130, err[-3000:]
     assert "Traceback" not in err and err.splitlines()[-1] == "pevl: stopped"
     assert not [name for name in tree(out) if name.endswith((".part", ".tmp")) or ".part" in name]
+
+
+def test_clips_without_joints_get_them(says, tmp_path):
+    "A folder per class is enough: what is missing is found on the way, and the next run finds it there"
+    pytest.importorskip("mediapipe")
+    from pevl.data.pose import load_pose
+    from pevl.data.video import write_video
+
+    for photo in ("astronaut", "cameraman"):
+        picture = np.asarray(Image.open(Path(__file__).with_name("photos") / f"{photo}.jpg").convert("RGB"))
+        (tmp_path / "clips" / photo).mkdir(parents=True)
+        for i in range(3):
+            frames = np.stack([picture[4 * i : 4 * i + 300, 3 * f : 3 * f + 300] for f in range(6)])
+            write_video(tmp_path / "clips" / photo / f"{i}.mp4", frames)
+    args = "--preset nano --epochs 1 --batch-size 2 --amp no --workers 0".split()
+    first, second = (
+        says("train", "--data", tmp_path / "clips", "--out", tmp_path / n, *args) for n in ("a", "b")
+    )
+    assert "6 videos have no joints" in first and "no joints" not in second
+    assert load_pose(tmp_path / "clips" / "pose" / "astronaut" / "0.npz").scores[:, 0].min() > 0.5

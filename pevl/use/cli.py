@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Backend', 'Dataset', 'Rows', 'COMMANDS', 'ABOUT', 'given', 'expect_file',
            'expect_data', 'expect_place', 'check_numbers', 'Simdive', 'Train', 'make_recipe', 'show_result',
-           'run_train', 'wording', 'Evaluate', 'run_evaluate', 'evaluation_row', 'write_result', 'Predict',
-           'read_labels', 'choose_labels', 'run_predict', 'Demo', 'Pretrain', 'Pack', 'run_pack', 'Check', 'run_check',
-           'Pose', 'holds_poses', 'run_pose', 'extract_poses', 'convert_poses', 'Cost', 'Ablate', 'expand',
+           'find_joints', 'run_train', 'wording', 'Evaluate', 'run_evaluate', 'evaluation_row', 'write_result',
+           'Predict', 'read_labels', 'choose_labels', 'run_predict', 'Demo', 'Pretrain', 'Pack', 'run_pack', 'Check',
+           'run_check', 'Pose', 'holds_poses', 'run_pose', 'extract_poses', 'convert_poses', 'Cost', 'Ablate', 'expand',
            'run_ablate', 'parse', 'one_line', 'fail', 'main']
 
 # %% ../../nbs/use/03_cli.ipynb #4878680d
@@ -187,7 +187,7 @@ def make_recipe(o: Train):  # TrainConfig
     on = {k: True for k in ("recompute", "compile", "shard") if getattr(o, k)}
     return replace(fit_card(c, o.card) if o.card else c, **said("amp", "micro_batch"), **on)
 
-# %% ../../nbs/use/03_cli.ipynb #7b67349f
+# %% ../../nbs/use/03_cli.ipynb #6127f9a2
 def show_result(summary: dict):
     "Print an evaluation's numbers, one a line"
     names = dict(
@@ -204,6 +204,46 @@ def show_result(summary: dict):
             print(f"{names.get(k, k):14} {v:.1%}" if isinstance(v, float) else f"{names.get(k, k):14} {v}")
 
 
+def find_joints(o: Train, recipe):
+    "Own clips whose joints nobody has looked for: do it now, with MediaPipe, if the model wants them"
+    from pevl.data.benchmarks import read_clips, recognise
+    from pevl.model.pevl import get_config
+
+    config = get_config(recipe.model.name, **recipe.model.overrides())
+    own = (o.dataset or recognise(o.data)) == "own"
+    if not own or "pose" not in config.modalities or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    root = o.data if o.data.is_dir() else o.data.parent
+    clips = [c for split in ("train", "test") for c in read_clips(o.data, split, o.version, "own").clips]
+    place = lambda c: root / "pose" / f"{c.name.rpartition('@')[0] if c.seconds else c.name}.npz"
+    todo = {
+        c.video: c.video.with_suffix(".npz") if c.name.startswith(("..", "/")) else place(c)
+        for c in clips
+        if c.pose is None
+    }
+    if not todo:
+        return
+    from tqdm import tqdm
+    from pevl.data.extract import BackendError, extract_clip, open_backend
+
+    print(
+        f"{len(todo)} videos have no joints: looking for them with MediaPipe, as pevl pose does", flush=True
+    )
+    try:
+        detector = open_backend("mediapipe")
+    except BackendError as e:
+        if len(todo) < len({c.video for c in clips}):
+            return print(f"left as they are, {e}")
+        raise ValueError(
+            f"{o.data}: no clip has joints, and {e}; or train without: --modalities video text"
+        ) from None
+    for video, target in tqdm(todo.items(), "poses", disable=not sys.stderr.isatty(), leave=False):
+        try:
+            extract_clip(video, target, detector)
+        except ValueError as e:
+            print(f"left out: {one_line(e)}")
+
+
 def run_train(o: Train):
     "Train, and say where the results are"
     import shlex
@@ -215,7 +255,9 @@ def run_train(o: Train):
     expect_file(o.pack, "a file that pevl pack wrote") if o.pack else None
     from pevl.train.learner import train
 
-    summary = train(o.data, o.out, make_recipe(o), o.resume_from or o.resume)
+    recipe = make_recipe(o)
+    find_joints(o, recipe)
+    summary = train(o.data, o.out, recipe, o.resume_from or o.resume)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one speaks
     show_result(summary["result"])
