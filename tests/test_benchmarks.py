@@ -160,7 +160,7 @@ def test_simdive_is_read_as_ever(tmp_path):
 def test_gym_lists_of_two_versions(copy):
     root = copy("gym99")
     shutil.copy(root / LISTS["gym99"], root / "gym99_train_element_v1.1.txt")
-    refused(lambda: read_clips(root, "train"), "v1.0", "v1.1", "version=")
+    refused(lambda: read_clips(root, "train"), "say which version: v1.0 or v1.1")
     assert read_clips(root, "train", version="V1.1").version == "v1.1"
     c = read_clips(root, "val")
     assert (c.version, c.official) == ("v1", 8521)  # the same in both
@@ -254,7 +254,7 @@ def test_haa_classes(copy):
 def test_smarthome_without_lists(copy, version, classes, train):
     root = copy("smarthome")
     shutil.rmtree(root / "splits")
-    refused(lambda: read_clips(root, "train"), "CS", "CV1", "CV2", "version=")
+    refused(lambda: read_clips(root, "train"), "say which version: CS or CV1 or CV2")
     sets = {s: read_clips(root, s, version=version.lower()) for s in ("train", "val", "test")}
     assert {len(c.classes) for c in sets.values()} == {classes} and sets["train"].version == version
     assert any("rule" in n for n in sets["train"].notes)
@@ -340,3 +340,115 @@ def test_a_miniature_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pevl.data.miniature.write_video", fail)
     refused(lambda: miniature("haa500", tmp_path / "m"), "no space")
     assert not any(tmp_path.iterdir())
+
+
+# --- what people's copies have that the miniatures do not ---
+
+
+def test_a_list_for_validation_that_tells_a_version(copy):
+    root = copy("gym99")
+    told = read_clips(root, "val").checksum
+    (root / "gym99_val_element.txt").rename(root / "gym99_val_element_v1.0.txt")
+    for version in (None, "v1.0", "v1.1"):  # the list is the same in both
+        (root / "gym99_train_element_v1.1.txt").write_bytes((root / LISTS["gym99"]).read_bytes())
+        assert read_clips(root, "test", version).checksum == told
+    (root / "gym99_val_element_v1.1.txt").write_bytes((root / "gym99_val_element_v1.0.txt").read_bytes())
+    refused(lambda: read_clips(root, "val"), "gym99_val_element_v1.1.txt", "say which version: v1.0 or v1.1")
+    assert read_clips(root, "val", "v1.1").checksum == told
+
+
+def test_whole_gym_videos_without_their_annotation_say_so(copy):
+    root = copy("gym99")
+    ids = [
+        line.split()[0]
+        for n in ("gym99_val_element.txt", LISTS["gym99"])
+        for line in open(root / n)
+        if line.strip()
+    ]
+    for video in [p for p in root.rglob("*") if p.suffix.lower() in (".mp4", ".mkv")]:
+        video.unlink()
+    (root / "videos").mkdir(exist_ok=True)
+    for ytid in {i[:11] for i in ids}:
+        (root / "videos" / f"{ytid}.mp4").write_bytes(b"")
+    for p in root.rglob("finegym_annotation_info*"):
+        p.unlink()
+    refused(lambda: read_clips(root, "val"), "whole videos are", "finegym_annotation_info_v1.1.json")
+
+
+def test_poses_of_whole_gym_videos_are_found(copy):
+    root = copy("gym99")
+    whole = next(c for s in ("train", "val") for c in read_clips(root, s).clips if c.seconds)
+    for p in (*root.glob("poses.safetensors"), *root.glob("pose/*.npz")):
+        p.unlink()
+    (root / "pose").mkdir(exist_ok=True)
+    (root / "pose" / f"{whole.video.stem}.npz").write_bytes(b"")
+    found = [c for s in ("train", "val") for c in read_clips(root, s).clips if c.name == whole.name]
+    assert found[0].pose == root / "pose" / f"{whole.video.stem}.npz"
+
+
+def test_urls_of_haa_with_commas_and_lines_that_end_with_one(copy):
+    root = copy("haa500")
+    path = listed(root, "haa500")
+    lines = [x for x in path.read_text().splitlines() if x.strip()]
+    told = [c.name for c in read_clips(root, "train").clips]
+    path.write_text("\n".join(x.replace(",", "/a,b?t=1,2,", 1) + "," * (i % 2) for i, x in enumerate(lines)))
+    assert [c.name for c in read_clips(root, "train").clips] == told
+    path.write_text("https://a.b/c,soon,2,0,1\n")
+    refused(lambda: read_clips(root, "train"), "line 1", "'start'", "soon")
+
+
+@pytest.mark.parametrize("where", ["list", "disk"])
+def test_smarthome_in_small_letters(copy, where):
+    root = copy("smarthome")
+    known = {c.name: (c.label, c.pose is None) for c in read_clips(root, "train", "CS").clips}
+    path = root / LISTS["smarthome"]
+    if where == "list":
+        path.write_text(path.read_text().lower())
+    else:
+        for p in [p for d in ("mp4", "skeleton") for p in (root / d).iterdir()]:
+            p.rename(p.with_name(p.name.lower()))
+    now = read_clips(root, "train", "CS")
+    assert {c.name: (c.label, c.pose is None) for c in now.clips} == known
+    assert all(c.pose is None or c.pose.load().layout == "smarthome13" for c in now.clips)
+
+
+def test_kinetics_with_a_table_for_tests_that_tells_no_labels(copy):
+    root = copy("kinetics400")
+    (root / "annotations" / "test.csv").write_text(
+        "youtube_id,time_start,time_end,split\nabcdefghijk,0,10,test\n"
+    )
+    assert len(read_clips(root, "train"))
+    assert "val was taken" in " ".join(read_clips(root, "test").notes)
+
+
+def test_what_comes_near_to_clips_of_ones_own_is_named(tmp_path):
+    (tmp_path / "1.mp4").write_bytes(b"")
+    refused(lambda: recognise(tmp_path), "videos in no folder: 1", "a folder for each class")
+    (tmp_path / "clips.csv").write_text("file,class\n1.mp4,squat\n")
+    refused(lambda: recognise(tmp_path), "clips.csv begins with 'file,class'", "path and label")
+    refused(
+        lambda: read_clips(tmp_path / "clips.csv", "train"), "clips.csv: line 1: column 'path' is missing"
+    )
+
+
+def test_haa_clips_without_their_lists(copy, tmp_path):
+    root = copy("haa500")
+    known = {s: read_clips(root, s) for s in ("train", "val", "test")}
+    bare = tmp_path / "haa500_v1_1"
+    shutil.copytree(root / "video", bare / "video")
+    assert recognise(bare) == "haa500"
+    for s, c in known.items():
+        now = read_clips(bare, s)
+        assert {x.name: x.label for x in now.clips} == {x.name: x.label for x in c.clips}
+        assert now.version == "v1.1" and "split by the numbers" in " ".join(now.notes)
+    other = tmp_path / "mine"
+    shutil.copytree(root / "video", other / "video")  # nobody says that this is HAA500
+    refused(lambda: recognise(other), "no data set is recognised")
+    assert len(read_clips(other, "train", dataset="haa500")) == len(known["train"])
+    shutil.rmtree(other / "video")
+    (other / "a.mp4").write_bytes(b"")
+    refused(
+        lambda: read_clips(other, "train", dataset="haa500"),
+        "no <class>.txt",
+        "video/<class>/<class>_000.mp4",
+    )

@@ -136,3 +136,26 @@ def test_a_folder_per_class(small, tmp_path):
     r = check(tmp_path / "own", progress=False)
     assert list(r.splits) == ["train", "test"] and r.ok, r.text()
     assert sum(s["listed"] for s in r.splits.values()) == 10
+
+
+def test_the_page_stays_a_page(small):
+    "A reader that had to decide the same thing a hundred times says so once, and hides nothing else"
+    r = check(small, progress=False)
+    r.notes = [f"label text of 'class {i} it's' was made by rule" for i in range(100)] + [
+        "poses.pkl: not read"
+    ]
+    r.notes += [f"{i} clips of {s} left out" for i, s in enumerate(("train", "val"))]
+    text = " ".join(r.text().split())
+    assert "'class 2 it's' was made by rule (and 97 like it)" in text and "class 3" not in text
+    assert "poses.pkl: not read" in text and "0 clips of train" in text and "1 clips of val" in text
+    assert len(json.loads(r.json())["notes"]) == 103
+
+
+def test_a_clip_that_ends_early_does_not_count_as_long(tmp_path):
+    frames = np.zeros((24, 32, 32, 3), np.uint8)
+    for name in "abcd":
+        write_video(tmp_path / f"{name}.mp4", frames, fps=24)
+    rows = ["a.mp4,x,0,1,train", "b.mp4,y,0,99,train", "c.mp4,x,0,1,test", "d.mp4,y,0,1,test"]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,label,start,end,split", *rows]))
+    r = check(tmp_path, progress=False)
+    assert r.splits["train"]["frames_per_clip"] == (24, 24) and r.splits["train"]["ends_early"] == 1

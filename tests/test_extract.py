@@ -1,5 +1,6 @@
 """Poses out of videos: crashing workers, Ctrl-C, memory, silence; the optional backends where they are installed."""
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pevl.data.extract import BackendError, extract, open_backend, read_weights, stream_frames
-from pevl.data.pose import load_pose
+from pevl.data.pose import load_pose, save_pose
 from pevl.data.video import read_frames, write_video
 from settings import ROOT
 
@@ -83,18 +84,18 @@ def square(path, frames=6, corner=0, size=(64, 96), fps=30):
 
 def test_a_worker_that_dies_costs_its_clip_only(tmp_path, detectors):
     clips = tmp_path / "clips"
-    for i in range(3):
+    for i in range(2):
         square(clips / f"good{i}.mp4")
     square(clips / "deadly.mp4", corner=255)
     square(clips / "raises.mp4", corner=150)
     result = extract(clips, backend=detectors, workers=2, progress=False)
-    assert sorted(v.stem for v in result.done) == [f"good{i}" for i in range(3)]
+    assert sorted(v.stem for v in result.done) == [f"good{i}" for i in range(2)]
     assert {v.stem: why for v, why in result.failed.items()} == {
         "deadly": "its process died (out of memory, or the detector crashed)",
         "raises": "RuntimeError: no such luck",
     }
     assert result.status == 1
-    assert sorted(p.name for p in (clips / "pose").iterdir()) == [f"good{i}.npz" for i in range(3)]
+    assert sorted(p.name for p in (clips / "pose").iterdir()) == [f"good{i}.npz" for i in range(2)]
     pose = load_pose(clips / "pose" / "good0.npz")
     assert np.abs(pose.keypoints[:, :, 0].mean(1) - (27.5 + 2 * np.arange(6))).max() < 1.5
 
@@ -113,7 +114,7 @@ def test_options_reach_the_workers_and_wrong_ones_are_refused(tmp_path, detector
 def test_interrupt_leaves_no_process_and_no_half_file(tmp_path, detectors, workers):
     clips = tmp_path / "clips"
     for i in range(4):
-        square(clips / f"slow{i}.mp4", frames=400 if i else 4)  # 20 s each, but for the first
+        square(clips / f"slow{i}.mp4", frames=200 if i else 4)  # 10 s each, but for the first
     code = f"""
         from pevl.data.extract import extract
         if __name__ == "__main__":
@@ -146,25 +147,90 @@ def test_interrupt_leaves_no_process_and_no_half_file(tmp_path, detectors, worke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
 def test_memory_does_not_grow_with_the_frames(tmp_path, detectors):
-    peaks = {}
-    for frames in (30, 600):  # 600 frames are 415 MB
+    for frames in (12, 120):  # 120 frames are 83 MB
         square(tmp_path / f"{frames}.mp4", frames=frames, size=(360, 640))
-        code = f"""
-            import resource
-            from pevl.data.extract import extract
-            if __name__ == "__main__":
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                r = extract({str(tmp_path / f"{frames}.mp4")!r}, backend={detectors!r}, overlay={str(tmp_path / "look")!r}, progress=False)
+    code = f"""
+        import resource
+        from pevl.data.extract import extract
+        if __name__ == "__main__":
+            for frames in (12, 120):
+                how = dict(backend={detectors!r}, overlay={str(tmp_path / "look")!r}, progress=False)
+                r = extract({str(tmp_path)!r} + f"/{{frames}}.mp4", **how)
                 assert r.status == 0, r
-                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        """
-        (tmp_path / "run.py").write_text(textwrap.dedent(code))
-        out = subprocess.run(
-            [sys.executable, str(tmp_path / "run.py")], capture_output=True, text=True, timeout=300
+                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    (tmp_path / "run.py").write_text(textwrap.dedent(code))
+    out = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py")], capture_output=True, text=True, timeout=300
+    )
+    assert out.returncode == 0, out.stderr
+    short, long = (int(n) / 1024 for n in out.stdout.split())
+    assert long < short + 30, (short, long)  # MiB
+
+
+def test_a_full_disk_ends_the_run(tmp_path, detectors, monkeypatch):
+    "At the first clip that cannot be written, and with the name of the file"
+    for name in "abc":
+        square(tmp_path / f"{name}.mp4")
+
+    def full(path, pose):
+        if Path(path).stem == "b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(path, pose)
+
+    save = save_pose
+    monkeypatch.setattr("pevl.data.extract.save_pose", full)
+    with pytest.raises(OSError, match=r"b\.npz") as e:
+        extract(tmp_path, backend=detectors, progress=False)
+    assert e.value.errno == errno.ENOSPC
+    assert [p.name for p in (tmp_path / "pose").iterdir()] == ["a.npz"]
+    monkeypatch.undo()  # space was made; the path to the detectors goes, too
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    again = extract(tmp_path, backend=detectors, progress=False)
+    assert [len(again.kept), len(again.done)] == [1, 2]
+    assert "1 from before kept as they are (--force makes them again)" in again.summary()
+
+
+def test_the_pose_stays_when_its_overlay_fails(tmp_path, detectors, monkeypatch):
+    "And the next run makes the overlay; an old one that shows another pose does not stay"
+    square(tmp_path / "a.mp4")
+    look = tmp_path / "look" / "a.overlay.mp4"
+    look.parent.mkdir()
+    look.write_bytes(b"of another pose")
+
+    def refuse(*args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(look))
+
+    with monkeypatch.context() as m:
+        m.setattr("pevl.data.extract.write_overlay", refuse)
+        result = extract(
+            tmp_path / "a.mp4", backend=detectors, overlay=look.parent, force=True, progress=False
         )
-        assert out.returncode == 0, out.stderr
-        peaks[frames] = int(out.stdout.split()[-1]) / 1024
-    assert peaks[600] < peaks[30] + 60, peaks  # MiB
+    assert list(result.failed.values()) == [f"{look}: permission denied"]
+    assert len(load_pose(tmp_path / "pose" / "a.npz")) == 6 and not look.exists()
+    result = extract(tmp_path / "a.mp4", backend=detectors, overlay=look.parent, progress=False)
+    assert result.status == 0 and len(list(stream_frames(look))) == 6
+
+
+@pytest.mark.parametrize("name", ["rtmlib", "mmpose", "no_such_module:Detector"])
+def test_a_backend_that_is_not_there(tmp_path, monkeypatch, name):
+    "One line, before anything is made"
+    for package in ("rtmlib", "mmpose", "mmcv"):
+        monkeypatch.setitem(sys.modules, package, None)
+    square(tmp_path / "a.mp4")
+    options = dict(weights="random") if name == "mmpose" else {}
+    with pytest.raises(BackendError, match=f"backend '?{name}'?: ") as e:
+        extract(tmp_path, backend=name, progress=False, **options)
+    assert "\n" not in str(e.value) and ("pip install" in str(e.value)) == (":" not in name)
+    assert not (tmp_path / "pose").exists()
+
+
+def test_the_bar_of_many_clips_names_the_one_under_way(tmp_path, detectors, capsys):
+    for name, frames in dict(first=10, second=20).items():
+        square(tmp_path / f"{name}.mp4", frames=frames)
+    extract(tmp_path, backend=detectors)
+    err = capsys.readouterr().err
+    assert "frame 10 of first.mp4" in err and "frame 20 of second.mp4" in err and "2/2" in err
 
 
 def test_frames_of_a_turned_film(tmp_path):

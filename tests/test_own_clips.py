@@ -193,15 +193,20 @@ def test_umlauts_of_a_mac(tmp_path):
     "names, why",
     [
         ([], "no video in any of its folders"),
-        (["a.mp4", "b.mp4"], "no video in any of its folders"),
+        (["a.mp4", "b.mp4"], "no video in any of its folders (2 beside them)"),
         (["squat/1.mp4", "squat/2.mp4"], "one class only, 'squat'"),
         (["videos/squat/1.mp4", "videos/lunge/1.mp4"], "its folders look like classes: pass"),
-        (["a/1.mp4", "a/2.mp4", "b/1.mp4"], "class 'b': all its clips are one group"),
+        (["a/1.mp4", "a/2.mp4", "b/1.mp4"], "class 'b': has one clip ('b/1'), expected two or more"),
         (
             ["train/a/1.mp4", "test/a/2.mp4", "test/b/3.mp4", "train/c/1.mp4"],
             "class 'b' has no training clip",
         ),
         (["train/a/1.mp4", "test/a/2.mp4", "more/b/3.mp4"], "folder 'more' beside train"),
+        (["train/a/1.mp4", "val/a/2.mp4", "valid/a/3.mp4"], "folder 'valid' beside train"),
+        (
+            ["train/lunge/1.mp4", "train/b/1.mp4", "test/lung/2.mp4"],
+            "no training clip, expected at least one; is it 'lunge'?",
+        ),
         (["a/1.mp4", "a/1.mkv", "a/2.mp4", "b/1.mp4", "b/2.mp4"], "'a/1' is there twice"),
         (["squat/1.mp4", "squat/2.mp4", "Squat/1.mp4", "Squat/2.mp4"], "both are called 'squat'"),
         (
@@ -301,6 +306,14 @@ GOOD = "path,label,start,end,split,person,phrases\n"
         (GOOD + "squat/00.mp4,squat,inf,inf\n", "column 'start' is 'inf', expected seconds"),
         (GOOD + "squat/00.mp4,squat,3,\n", "line 2: column 'end' is empty"),
         (GOOD + "squat/00.mp4,squat,,,dev\n", "line 2: column 'split' is 'dev', expected train, val, test"),
+        (
+            GOOD + "squat/00.mp4,squat,,,,anna\nsquat/01.mp4,squat,,,,anna\nlunge/00.mp4,lunge,,,,bob\n",
+            "class 'lunge': has one clip",
+        ),
+        (
+            GOOD + "squat/00.mp4,squat,,,,anna\nsquat/01.mp4,squat,,,,anna\n",
+            "class 'squat': all its 2 clips belong together ('anna'), expected two or more",
+        ),
         (GOOD + "squat,squat\n", "line 2: column 'path' is 'squat', a folder, expected a video file"),
         (GOOD + '"squat/00.mp4,squat\nlunge/00.mp4,lunge\n', "line 2: expected cells separated by ','"),
         (
@@ -318,7 +331,7 @@ GOOD = "path,label,start,end,split,person,phrases\n"
         ),
         (
             GOOD + "squat/00.mp4,squat,,,,,a|b\nlunge/00.mp4,lunge\n",
-            "class 'lunge': all its clips are one group",
+            "class 'lunge': has one clip ('lunge/00'), expected two or more",
         ),
         (
             GOOD + "squat/00.mp4,a squat,,,train,,deep\nlunge/00.mp4,a lunge,,,train\n",
@@ -506,3 +519,27 @@ def test_recognised_without_being_told(tmp_path, what):
         (tmp_path / "clips.csv").write_text(text)
         root = tmp_path
     assert len(read_clips(root, "train")) + len(read_clips(root, "test")) == 24
+
+
+# --- splits in other words ---
+
+
+@pytest.mark.parametrize(
+    "train, test", [("Training", "testing"), ("train", "valid"), ("TRAIN", "Validation")]
+)
+def test_splits_in_other_words(tmp_path, train, test):
+    "Taken for classes they would train without a word, and tell train from valid"
+    folder = fill(
+        tmp_path / "f", *(f"{s}/{c}/{i}.mp4" for s in (train, test) for c in "ab" for i in range(2))
+    )
+    column = gym(tmp_path / "c", 2)
+    rows = [f"{c}/{i:02}.mp4,{c},{(train, test)[i]}" for c in ("squat", "lunge") for i in range(2)]
+    (column / "clips.csv").write_text("\n".join(["path,label,split", *rows]))
+    tables = gym(tmp_path / "t", 2)
+    for i, name in enumerate((train, test)):
+        (tables / f"{name}.csv").write_text(f"path,label\nsquat/{i:02}.mp4,squat\nlunge/{i:02}.mp4,lunge\n")
+    for root in (folder, column, tables):
+        a, b = (read_own(root, s) for s in ("train", "test"))
+        assert len(a) == len(b) == (4 if root == folder else 2)
+        assert a.classes == b.classes and len(a.classes) == 2 and "train" not in a.labels
+        assert not {c.name for c in a.clips} & {c.name for c in b.clips}

@@ -184,7 +184,7 @@ def card(name):
 
 def main(argv):
     commands = dict(make=make, measure=measure, add=add, card=card)
-    if len(argv) < 2 or argv[0] not in commands:
+    if len(argv) < 2 or argv[0] not in commands or not argv[1].isidentifier():
         sys.exit(__doc__)
     commands[argv[0]](*argv[1:])
 

@@ -8,9 +8,9 @@ __all__ = ['CHECKS', 'END_SLACK', 'VIEWS', 'WORTH', 'PATIENCE', 'Clip', 'ClipSet
            'sample_generator', 'pose_of', 'pose_rows', 'read_pose', 'check_end', 'FrameStore', 'short_side_for',
            'clip_span', 'read_clip', 'ClipDataset', 'return_large_blocks', 'loader_process', 'clips_for', 'Skipping']
 
-# %% ../../nbs/data/05_datasets.ipynb #4a70bce0
+# %% ../../nbs/data/05_datasets.ipynb #5e134a4d
 import contextlib, ctypes, hashlib, json, math, os, re, signal, threading
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -201,7 +201,7 @@ def _only(paths, what, hint=""):
         raise ValueError(f"{what}: found {', '.join(p.name for p in paths)}, expected one{hint}")
     return paths[0]
 
-# %% ../../nbs/data/05_datasets.ipynb #d513af29
+# %% ../../nbs/data/05_datasets.ipynb #ac871dc5
 def label_files(
     root,  # the folder of the set
     split: str,  # train or test
@@ -213,14 +213,14 @@ def label_files(
         raise FileNotFoundError(f"{root}: expected a folder with rgb/ and label files")
     vocab = _only(root.glob("*_vocab.json"), f"{root}/*_vocab.json")
     name = vocab.name.removesuffix("_vocab.json")
-    pattern = re.compile(re.escape(name) + rf"_(V\d+)_{re.escape(split)}\.json")
-    found = {m[1]: p for p in root.iterdir() if (m := pattern.fullmatch(p.name)) and version in (None, m[1])}
-    path = _only(
-        found.values(),
-        f"{root}/{name}_{version or 'V*'}_{split}.json",
-        ": pass version=" + " or ".join(map(repr, sorted(found))),
-    )
-    return vocab, path, name, next(v for v, p in found.items() if p == path)
+    pattern = re.compile(
+        re.escape(name) + rf"(?:_(V\d+))?_{re.escape(split)}\.json"
+    )  # the first has no number
+    found = {p: m[1] or "V1" for p in root.iterdir() if (m := pattern.fullmatch(p.name))}
+    found = {p: v for p, v in found.items() if version in (None, v)}
+    hint = f" of them; say which version: {' or '.join(sorted({*found.values()}))}"
+    path = _only(found, f"{root}/{name}_{version or 'V*'}_{split}.json", hint)
+    return vocab, path, name, found[path]
 
 # %% ../../nbs/data/05_datasets.ipynb #1a838954
 def read_diving48(
@@ -697,7 +697,7 @@ def loader_process(
 
     threading.Thread(target=end, daemon=True).start()
 
-# %% ../../nbs/data/05_datasets.ipynb #6abfc88b
+# %% ../../nbs/data/05_datasets.ipynb #57aa3686
 def clips_for(
     clipset: ClipSet,
     config,  # of the model: a PeVLConfig
@@ -705,6 +705,8 @@ def clips_for(
 ) -> ClipDataset:
     "Clips as a model wants them"
     c = config
+    if "pose" not in c.modalities:  # nobody looks at them, so that they do not fit is no fault
+        clipset = replace(clipset, clips=[replace(clip, pose=None) for clip in clipset.clips])
     wants = dict(T=c.T, Tv=c.Tv, size=c.size, layout=c.layout)
     wants |= dict(require_pose="pose" in c.modalities, read_video="video" in c.modalities)
     return ClipDataset(clipset, **wants | how)

@@ -245,23 +245,24 @@ def rank(
         )
     return sorted(out, key=lambda r: -r.weight)
 
-# %% ../../nbs/data/09_people.ipynb #2b8a126d
+# %% ../../nbs/data/09_people.ipynb #e63694a8
 def main_tracks(
     ranked: list,  # from `rank`
     when: dict,  # number -> set of frames in which it was found
     alike: float = 0.5,  # share of the main one's size that a joined track needs; above 1: none is joined
 ) -> list:  # numbers, the main one first
     "The main track and those that continue it before or after"
-    chosen, taken = [], set()
+    chosen, taken = [], []
     for r in ranked:
+        first, last = min(when[r.number], default=0), max(when[r.number], default=-1)
         fits = not chosen or (
             alike <= r.size / max(ranked[0].size, 1e-9) <= 1 / max(alike, 1e-9)
             and alike <= 1
-            and not taken & when[r.number]
+            and all(last < a or first > b for a, b in taken)
         )
         if fits:
             chosen.append(r.number)
-            taken |= when[r.number]
+            taken.append((first, last))
     return chosen
 
 
@@ -281,9 +282,8 @@ def chosen_tracks(
     if only is None:
         return main_tracks(rank(people, image_size, numbers), when, alike)
     if only not in when:
-        raise ValueError(
-            f"track {only}: not there, expected one of {sorted(when) or 'none: nobody was found'}"
-        )
+        there = f"expected one of {sorted(when)}" if when else "nobody was found"
+        raise ValueError(f"track {only}: not there, {there}")
     return [only]
 
 

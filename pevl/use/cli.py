@@ -10,8 +10,8 @@ __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Backend', 'Dataset', 'Rows', 'CO
            'run_check', 'Pose', 'holds_poses', 'run_pose', 'extract_poses', 'convert_poses', 'Cost', 'Ablate', 'expand',
            'run_ablate', 'parse', 'one_line', 'fail', 'main']
 
-# %% ../../nbs/use/03_cli.ipynb #4878680d
-import os, sys
+# %% ../../nbs/use/03_cli.ipynb #6956a065
+import os, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -404,13 +404,13 @@ def read_labels(
         raise ValueError(f"{path}: holds {len(first)} labels, expected at least two, one per line")
     return list(first)
 
-# %% ../../nbs/use/03_cli.ipynb #e92f03fc
+# %% ../../nbs/use/03_cli.ipynb #bfcdc3e3
 def choose_labels(labels: tuple, facts: dict, weights: str) -> list[str]:
     "Texts to choose from: of the command line, of a file, of the checkpoint, or Diving48's"
     if labels:
         return list(labels) if len(labels) > 1 else read_labels(labels[0])
     if "classes" in facts:
-        return facts["classes"]
+        return list(dict.fromkeys(facts["classes"]))  # Gym99 and Gym288 have classes of one text
     from pevl.data.text import DIVING48, dive_sentence
     from pevl.use.predict import find_checkpoint
 
@@ -544,7 +544,7 @@ def run_check(o: Check) -> int:
     print(found.json() if o.json else found.text(), end="")
     return 0 if found.ok else 2
 
-# %% ../../nbs/use/03_cli.ipynb #9280d4a1
+# %% ../../nbs/use/03_cli.ipynb #267cfed6
 @dataclass
 class Pose:
     "Find the joints in videos, or convert somebody's pose file"
@@ -559,18 +559,19 @@ class Pose:
     weights: given(Path, "PATH", "the backend's") = None  # mmpose: its checkpoint
     sha256: given(str, "HEX", "8 digits in its name") = None  # mmpose: checksum of that file
     device: given(str, "NAME", "cpu") = None  # rtmlib and mmpose: cpu or cuda
+    image_size: given(str, "HxW", "as the files say") = None  # pose files that do not tell it: 1080x1920
+    layout: given(str, "NAME", "as it is") = None  # pose files: change the joints to coco17 or smarthome13
 
     def run(self):
         return run_pose(self)
 
 
 def holds_poses(source) -> bool:
-    "Whether this is somebody's pose file, or a folder of them, and no video"
-    names = [source.name] if source.is_file() else os.listdir(source)
-    return any(
-        n.lower().endswith((".pkl", ".pickle", ".json", ".npz", ".safetensors")) for n in names
-    ) and not any(
-        n.lower().endswith((".mp4", ".avi", ".mkv", ".mov", ".webm")) or (source / n).is_dir() for n in names
+    "Whether this is somebody's pose file, or a folder of them in which there is no video"
+    files = [source] if source.is_file() else [p for p in source.rglob("*.*") if p.is_file()]
+    endings = {p.suffix.lower() for p in files}
+    return not endings & {".mp4", ".avi", ".mkv", ".mov", ".webm"} and bool(
+        endings & {".pkl", ".pickle", ".json", ".npz", ".safetensors"}
     )
 
 
@@ -597,12 +598,19 @@ def extract_poses(o: Pose) -> int:
 
 def convert_poses(o: Pose) -> int:
     "Somebody's poses to one file of ours"
+    if used := [n for n in ("person", "overlay", "weights", "sha256", "device") if getattr(o, n) is not None]:
+        raise ValueError(f"--{used[0]}: {o.source} holds poses, expected videos for this option")
+    size = o.image_size and re.fullmatch(r"(\d{1,5})x(\d{1,5})", o.image_size)
+    if o.image_size and not size:
+        raise ValueError(f"--image-size {o.image_size}: expected height and width, such as 1080x1920")
     out = o.out or o.source.parent / "poses.safetensors"
     expect_place(out.parent)
     from pevl.data.pose_files import convert
 
-    done = convert(o.source, out, progress=sys.stderr.isatty())
-    print(done, *done.notes, *(f"left out: {n}: {why}" for n, why in done.broken.items()), sep="\n")
+    size = tuple(map(int, size.groups())) if size else None
+    done = convert(o.source, out, image_size=size, layout=o.layout, progress=sys.stderr.isatty())
+    lines = [*done.notes, *(f"left out: {n}: {why}" for n, why in done.broken.items())]
+    print(done, *lines[:20], *[f"and {len(lines) - 20} more"] * (len(lines) > 20), sep="\n")
     return 0 if not done.broken else 1 if done.poses else 2
 
 # %% ../../nbs/use/03_cli.ipynb #7a3c9e11
