@@ -116,8 +116,10 @@ def test_interrupt_leaves_no_process_and_no_half_file(tmp_path, detectors, worke
     for i in range(4):
         square(clips / f"slow{i}.mp4", frames=200 if i else 4)  # 10 s each, but for the first
     code = f"""
+        import signal
         from pevl.data.extract import extract
         if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
             r = extract({str(clips)!r}, backend={detectors!r}, workers={workers}, overlay={str(tmp_path / "look")!r}, pause=0.05)
             raise SystemExit(r.status)
     """

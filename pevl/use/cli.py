@@ -10,11 +10,11 @@ __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Backend', 'Dataset', 'Rows', 'CO
            'run_check', 'Pose', 'holds_poses', 'run_pose', 'extract_poses', 'convert_poses', 'Cost', 'Ablate', 'expand',
            'run_ablate', 'parse', 'one_line', 'fail', 'main']
 
-# %% ../../nbs/use/03_cli.ipynb #6956a065
+# %% ../../nbs/use/03_cli.ipynb #6685cb32
 import os, re, sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from tyro.conf import Positional, arg
 
 # %% ../../nbs/use/03_cli.ipynb #fed984f8
@@ -187,7 +187,7 @@ def make_recipe(o: Train):  # TrainConfig
     on = {k: True for k in ("recompute", "compile", "shard") if getattr(o, k)}
     return replace(fit_card(c, o.card) if o.card else c, **said("amp", "micro_batch"), **on)
 
-# %% ../../nbs/use/03_cli.ipynb #6127f9a2
+# %% ../../nbs/use/03_cli.ipynb #6a2dcdf3
 def show_result(summary: dict):
     "Print an evaluation's numbers, one a line"
     names = dict(
@@ -224,7 +224,7 @@ def find_joints(o: Train, recipe):
     if not todo:
         return
     from tqdm import tqdm
-    from pevl.data.extract import BackendError, extract_clip, open_backend
+    from pevl.data.extract import FULL, BackendError, extract_clip, open_backend
 
     print(
         f"{len(todo)} videos have no joints: looking for them with MediaPipe, as pevl pose does", flush=True
@@ -239,9 +239,14 @@ def find_joints(o: Train, recipe):
         ) from None
     for video, target in tqdm(todo.items(), "poses", disable=not sys.stderr.isatty(), leave=False):
         try:
-            extract_clip(video, target, detector)
-        except ValueError as e:
-            print(f"left out: {one_line(e)}")
+            if not extract_clip(video, target, detector)["found"]:
+                print(f"nobody found: {video}")
+        except (
+            Exception
+        ) as e:  # a detector may raise anything; one clip does not stop the others, a full disk does
+            if isinstance(e, OSError) and e.errno in FULL:
+                raise
+            print(f"left out: {video}: {one_line(e)}")
 
 
 def run_train(o: Train):
@@ -404,7 +409,7 @@ def read_labels(
         raise ValueError(f"{path}: holds {len(first)} labels, expected at least two, one per line")
     return list(first)
 
-# %% ../../nbs/use/03_cli.ipynb #bfcdc3e3
+# %% ../../nbs/use/03_cli.ipynb #136cc7e0
 def choose_labels(labels: tuple, facts: dict, weights: str) -> list[str]:
     "Texts to choose from: of the command line, of a file, of the checkpoint, or Diving48's"
     if labels:
@@ -425,9 +430,11 @@ def run_predict(o: Predict):
     expect_file(o.pose, "a pose file (.npz)") if o.pose else None
     if len(o.labels) == 1:
         read_labels(o.labels[0])  # a mistake in it is told before torch is imported
-    from pevl.use.predict import predict, read_facts
+    from pevl.use.predict import nobody, predict, read_facts
 
     facts = read_facts(o.weights)
+    if nobody(o.video, o.pose):
+        print(f"pevl: {o.video}: nobody is in its pose, so the picture alone decides", file=sys.stderr)
     labels = choose_labels(o.labels, facts, o.weights)
     ranked = predict(o.video, labels, o.weights, o.pose, o.topk, **wording(o, facts), views=o.views)
     for label, p in ranked:
@@ -544,7 +551,7 @@ def run_check(o: Check) -> int:
     print(found.json() if o.json else found.text(), end="")
     return 0 if found.ok else 2
 
-# %% ../../nbs/use/03_cli.ipynb #267cfed6
+# %% ../../nbs/use/03_cli.ipynb #2cafcdaa
 @dataclass
 class Pose:
     "Find the joints in videos, or convert somebody's pose file"
@@ -553,7 +560,7 @@ class Pose:
     out: given(Path, "PATH", "pose/ beside the videos, or poses.safetensors") = None  # where the poses go
     backend: Backend = "mediapipe"  # mediapipe: offline, one person; rtmlib: several; mmpose: the paper's
     workers: int = 1  # processes, each with a detector of its own
-    person: given(int, "NUMBER", "the main actor") = None  # track to keep, as the overlay numbers them
+    person: given(int, "NUMBER", "the main actor") = None  # of one video: the track to keep, see --overlay
     overlay: given(Path, "PATH", "none") = None  # folder for videos with the skeletons drawn in
     force: bool = False  # make poses again that are there
     weights: given(Path, "PATH", "the backend's") = None  # mmpose: its checkpoint
@@ -568,11 +575,11 @@ class Pose:
 
 def holds_poses(source) -> bool:
     "Whether this is somebody's pose file, or a folder of them in which there is no video"
+    from pevl.data.extract import is_video
+
     files = [source] if source.is_file() else [p for p in source.rglob("*.*") if p.is_file()]
-    endings = {p.suffix.lower() for p in files}
-    return not endings & {".mp4", ".avi", ".mkv", ".mov", ".webm"} and bool(
-        endings & {".pkl", ".pickle", ".json", ".npz", ".safetensors"}
-    )
+    theirs = {p.suffix.lower() for p in files} & {".pkl", ".pickle", ".json", ".npz", ".safetensors"}
+    return bool(theirs) and not any(map(is_video, files))
 
 
 def run_pose(o: Pose) -> int:
@@ -689,7 +696,7 @@ def run_ablate(o: Ablate):
         print(ablation_table(rows, plain_text=True))
         print(f"wrote {o.out}: ablate.csv, ablate.md, ablate.txt")
 
-# %% ../../nbs/use/03_cli.ipynb #d6099915
+# %% ../../nbs/use/03_cli.ipynb #7bd55217
 COMMANDS = dict(
     simdive=Simdive,
     train=Train,
@@ -728,6 +735,8 @@ def parse(args: list[str]):
     "A command line as one of the dataclasses; exits with status 2 and an explanation if it is none"
     import tyro
 
+    if args[:1] == ["check"] and len(args) > 1 and args[1][0] != "-" and args[1] not in get_args(Dataset):
+        args = ["check", "auto", *args[1:]]  # a folder alone: see what lies there
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="pevl", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,)
     )
