@@ -104,12 +104,11 @@ def shipped():
         "| on 48 classes | noise of the joints | top-1 % | top-5 % | within pairs % |",
         "|---|---|---:|---:|---:|",
     ]
-    for r in rows_of("simdive48"):
-        name = (
-            "**the shipped weights**"
-            if r["shipped"]
-            else f"{NAMES.get(r['variant'], r['variant'])}, seed {r['seed']}"
-        )
+    rows = rows_of("simdive48")
+    same = {r["configuration"] for r in rows if r["shipped"]}
+    for r in rows:
+        other = "the same training" if r["configuration"] in same else NAMES.get(r["variant"], r["variant"])
+        name = f"**the shipped weights**, seed {r['seed']}" if r["shipped"] else f"{other}, seed {r['seed']}"
         cells = [name, f"{r['noise']:g}", *(f"{100 * r[k]:.1f}" for k in ("top1", "top5", "within_pairs"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
