@@ -560,7 +560,7 @@ class Pose:
     out: given(Path, "PATH", "pose/ beside the videos, or poses.safetensors") = None  # where the poses go
     backend: Backend = "mediapipe"  # mediapipe: offline, one person; rtmlib: several; mmpose: the paper's
     workers: int = 1  # processes, each with a detector of its own
-    person: given(int, "NUMBER", "the main actor") = None  # of one video: the track to keep, as its overlay numbers it
+    person: given(int, "NUMBER", "the main actor") = None  # of one video: number of the track to keep
     overlay: given(Path, "PATH", "none") = None  # folder for videos with the skeletons drawn in
     force: bool = False  # make poses again that are there
     weights: given(Path, "PATH", "the backend's") = None  # mmpose: its checkpoint
