@@ -9,8 +9,10 @@ from pevl.data.datasets import clips_for, read_diving48
 from pevl.data.simdive import generate
 from pevl.data.text import prompt
 from pevl.model.clip import release_file
-from pevl.model.pevl import RELEASES, create_model
-from pevl.train.evaluate import evaluate, weights_checksum
+from pevl.model.pevl import RELEASES, create_model, get_config
+from pevl.train.evaluate import configuration_hash, evaluate, weights_checksum
+from pevl.train.recipe import from_dict
+from pevl.use.predict import read_facts
 
 NAMES = [*RELEASES]
 
@@ -46,3 +48,12 @@ def test_new_dives(name, tmp_path):
     found = evaluate(model, clips_for(clips, model.config), texts).summary()["top1"]
     p = next(r["top1"] for r in release.rows_of(name) if r["shipped"] and r["noise"] == 0)
     assert found > p - 3 * (p * (1 - p) / len(clips)) ** 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_field_of_the_recipe_changes_no_hash(name):
+    "The same training today has the hash that its row has"
+    facts = read_facts(name)
+    recipe = from_dict(facts["recipe"])
+    config = get_config(recipe.model.name, **recipe.model.overrides())
+    assert configuration_hash(config, recipe) == facts["configuration"]

@@ -223,7 +223,11 @@ def configuration_hash(
     "Checksum of everything that was decided before a training, but for its seed and its data"
     r = flat(recipe) if recipe else {}
     start = {"start": Path(r["model.weights"]).name} if r else {}
-    r = {k: v for k, v in r.items() if not (k in NOT_HASHED or k.startswith("model.") or NEWER.get(k) == v)}
+    r = {
+        k: v
+        for k, v in r.items()
+        if not (k in NOT_HASHED or k.startswith("model.") or NEWER.get(k, ...) == v)
+    }
     return digest(json.dumps([asdict(config), r | start], sort_keys=True).encode())
 
 
