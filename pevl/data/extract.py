@@ -9,9 +9,9 @@ __all__ = ['BACKENDS', 'TRACK_COLOURS', 'VIDEOS', 'OVERLAY', 'FULL', 'stream_fra
            'describe', 'write_overlay', 'extract_clip', 'is_video', 'find_videos', 'plan', 'is_done', 'Extraction',
            'extract']
 
-# %% ../../nbs/data/12_extract.ipynb #607118db
+# %% ../../nbs/data/12_extract.ipynb #32efa65a
 import contextlib, errno, hashlib, importlib, importlib.util, inspect, io, itertools, os, re
-import signal, sys, threading, time, types, warnings, zipfile
+import sys, threading, time, types, warnings, zipfile
 import multiprocessing as mp
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +24,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 from .files import sweep, whole
+from .pack import worker_process
 from .people import actor, chosen_tracks, track
 from .pose import SIDE_COLOURS, draw_pose, get_layout, load_pose, mediapipe33_to_coco17, save_pose
 from .video import VideoError, _video_stream, count_packets
@@ -599,21 +600,14 @@ def is_done(video, target) -> bool:
     except (ValueError, OSError):
         return False
 
-# %% ../../nbs/data/12_extract.ipynb #68591454
+# %% ../../nbs/data/12_extract.ipynb #a7633916
 _MINE = types.SimpleNamespace(detector=None, stop=None)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no later clip can be written either
 
 
 def _start(name, options, stop):
     "Set up a worker process"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-    def watch():
-        mp.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    worker_process()
     _MINE.detector, _MINE.stop = open_backend(name, **options), stop
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAGIC', 'DONE', 'VERSION', 'UNIT', 'TAIL', 'CODECS', 'AGAIN', 'fill', 'block', 'read_block', 'stamp', 'key',
            'encode_frames', 'decode_frames', 'pack_video', 'check_entry', 'read_head', 'read_index', 'Pack', 'scan',
-           'write_record', 'write_index', 'estimate', 'readable', 'results', 'write_pack']
+           'write_record', 'write_index', 'estimate', 'readable', 'worker_process', 'results', 'write_pack']
 
 # %% ../../nbs/data/06_pack.ipynb #07bbe84c
 import io, json, os, shutil, signal, struct, threading, zlib
@@ -320,9 +320,9 @@ def readable(n: int) -> str:
     unit = next((u for u in (30, 20, 10) if n >= 1 << u), 0)
     return f"{n / (1 << unit):.1f} {dict([(30, 'GiB'), (20, 'MiB'), (10, 'KiB'), (0, 'bytes')])[unit]}"
 
-# %% ../../nbs/data/06_pack.ipynb #e2582d91
-def _worker():
-    "Set up a process that packs"
+# %% ../../nbs/data/06_pack.ipynb #8c937f0e
+def worker_process():
+    "Set up a process of a pool: one thread, Ctrl-C is left to the run, and it ends with the run, however that ends"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
@@ -351,7 +351,7 @@ def results(
         yield from (_try(p, *how) for p in paths)
         return
     todo, waiting = iter(paths), set()
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_worker)
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=worker_process)
     try:
         while True:
             while len(waiting) < 2 * workers and (p := next(todo, None)) is not None:
