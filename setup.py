@@ -43,6 +43,7 @@ setup(
         "dev": needs("nb_") + needs("dev_"),
         "pose": needs("pose_"),
         "app": needs("app_"),
+        "onnx": needs("onnx_"),
     },
     entry_points={
         "console_scripts": [f"pevl={lib}.use.cli:main"],
