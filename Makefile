@@ -33,6 +33,7 @@ lint: .venv/.dev
 	$(PY) -m ruff format --check tests tools setup.py nbs
 	$(PY) tools/nb.py check
 	$(PY) tools/links.py --check
+	$(PY) tools/colab.py check
 
 book: .venv/.dev
 	$(PY) tools/book.py

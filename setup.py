@@ -39,6 +39,7 @@ setup(
     package_data={lib: ["weights/*", "results/*", "labels/*"]},
     install_requires=needs(),
     extras_require={
+        "book": needs("book_"),
         "nb": needs("nb_"),
         "dev": needs("nb_") + needs("dev_"),
         "pose": needs("pose_"),

@@ -143,9 +143,18 @@ def test_help_of_a_command(name, capfd):
         main([name, "--help"])
     assert e.value.code == 0
     text = capfd.readouterr().out
-    options = re.findall(r"^\W*(--[\w-]+|PATH|ROW|auto)\b", text, re.M)
+    options = re.findall(r"^\W*(--[\w-]+|PATH|ROW|MODEL|auto)\b", text, re.M)
     assert len(options) == len(COMMANDS[name].__dataclass_fields__), text
-    positional = "predict video", "ablate rows", "check dataset", "check data", "pose source"
+    positional = (
+        "predict video",
+        "ablate rows",
+        "check dataset",
+        "check data",
+        "pose source",
+        "features videos",
+        "export weights",
+        "share weights",
+    )
     for field in COMMANDS[name].__dataclass_fields__:
         assert f"--{field.replace('_', '-')} " in text or f"{name} {field}" in positional, field
     plain = " ".join(re.sub(r"[^\w\s(:,.-]", " ", text).split())
@@ -242,10 +251,12 @@ def test_evaluate_asks_in_the_words_of_the_checkpoint(dives, run, tmp_path, says
 def test_predict_takes_the_classes_of_the_checkpoint(run, clip, says):
     classes = json.loads((run / "summary.json").read_text())["classes"]
     out = says("predict", clip, "--weights", run)
-    assert sorted(line.split("%  ")[1] for line in out.splitlines()) == sorted(classes)
+    assert sorted(line.split("%  ")[1] for line in out.splitlines() if "%" in line) == sorted(classes)
     out = says("predict", clip, "--labels", "a forward dive", "a back dive", "--topk", 1)
-    assert len(out.splitlines()) == 1 and re.match(r" *\d+\.\d%  a (forward|back) dive$", out)
-    assert len(says("predict", clip).splitlines()) == 5
+    best, *phrases = out.splitlines()
+    assert re.match(r" *\d+\.\d%  a (forward|back) dive$", best)
+    assert all(re.match(r" *\d+\.\d to +\d+\.\d s  a (forward|back) dive$", line) for line in phrases)
+    assert says("predict", clip).count("%  ") == 5
 
 
 def test_predict_as_a_process(clip, tmp_path):
@@ -253,10 +264,62 @@ def test_predict_as_a_process(clip, tmp_path):
     labels.write_bytes("\ufeffein Sprung vorwärts\r\n\r\na back dive\r\n".encode())
     ran = pevl("predict", clip, "--labels", labels)
     assert ran.returncode == 0 and not ran.stderr, ran.stderr[-3000:]
-    assert {line.split("%  ")[1] for line in ran.stdout.splitlines()} == {
+    assert {line.split("%  ")[1] for line in ran.stdout.splitlines() if "%" in line} == {
         "ein Sprung vorwärts",
         "a back dive",
     }
+
+
+def test_predict_answers_in_json(clip, says):
+    found = json.loads(says("predict", clip, "--json", "--topk", 3))
+    assert len(found["ranked"]) == 3 and found["label"] == found["ranked"][0]["label"]
+    assert found["joints"].startswith("file ") and found["phrases"]
+    long = json.loads(says("predict", clip, "--json", "--window", 1, "--labels", "a back dive", "a jump"))
+    assert len(long["windows"]) > 1 and long["segments"][0]["start"] == 0
+
+
+def test_predict_of_a_folder_goes_on_and_says_so(clip, tmp_path, capfd):
+    folder = tmp_path / "clips"
+    shutil.copytree(clip.parent, folder / "rgb")
+    shutil.copytree(clip.parent.parent / "pose", folder / "pose")
+    (folder / "rgb" / "torn.mp4").write_bytes(clip.read_bytes()[:500])
+    ask = ["predict", folder / "rgb", "--labels", "a back dive", "a jump", "--topk", 1]
+    assert main([*ask, "--overlay", tmp_path / "look"]) == 1
+    out, err = capfd.readouterr()
+    good = sorted(p.name for p in (folder / "rgb").glob("*.mp4") if p.name != "torn.mp4")
+    assert sorted(p.name for p in (tmp_path / "look").glob("*.mp4")) == good
+    assert "torn.mp4: no answer" in out and err.count("torn.mp4") == 1
+    for p in folder.glob("rgb/s*.mp4"):
+        p.unlink()
+    assert main(ask) == 2
+
+
+def test_predict_without_pose_file(clip, capfd, refuses):
+    (clip.parent.parent / "pose" / f"{clip.stem}.npz").unlink()
+    refuses(["predict", clip, "--no-extract"], clip, "joints")
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--stride", 1], "--stride: expected --window"),
+        (["--minimum", 0.5], "--minimum: expected --window"),
+        (["--overlay", "look.avi"], "expected the name of a video to write"),
+        (["--window", 0], "--window"),
+    ],
+)
+def test_predict_options_that_do_not_fit(more, words, clip, refuses):
+    refuses(["predict", clip, *more], words)
+
+
+def test_features_export_and_share_refuse_before_the_work(clip, tmp_path, refuses):
+    refuses(["features", clip, "--out", tmp_path / "f.npz"], "ends in .safetensors")
+    refuses(["features", tmp_path / "none", "--out", tmp_path / "f.safetensors"], "no such file or folder")
+    refuses(["features", clip, "--out", tmp_path / "f.safetensors", "--version", "V2"], "expected --split")
+    refuses(["export", "simdive48", "--out", tmp_path / "m.bin"], "ends in .onnx or .pt2")
+    refuses(["share", "simdive48"], "either --out FOLDER or --push OWNER/NAME")
+    refuses(["share", "simdive48", "--out", tmp_path / "s", "--results", tmp_path / "none.csv"], "none.csv")
+    assert not list(tmp_path.glob("[fms]*"))
 
 
 # --- numbers and places ---
@@ -498,12 +561,8 @@ VIDEOS = {
     "missing": (lambda p: p.unlink(), "no such file"),
     "text": (lambda p: p.write_text("this is no video\n" * 100), "not a video"),
     "empty": (lambda p: p.write_bytes(b""), "empty"),
-    "folder": (lambda p: [p.unlink(), p.mkdir()], "is a folder"),
+    "folder": (lambda p: [p.unlink(), p.mkdir()], "no videos in it"),
     "torn": (lambda p: p.write_bytes(p.read_bytes()[:-40]), "truncated"),
-    "without pose": (
-        lambda p: (p.parent.parent / "pose" / f"{p.stem}.npz").unlink(),
-        "the model needs joints",
-    ),
 }
 
 
@@ -642,7 +701,7 @@ def test_weights(what, run, clip, copy, refuses, tmp_path):
 def test_no_classes_are_noted(run, clip, refuses, tmp_path):
     path = shutil.copy(run / "model.safetensors", tmp_path / "model.safetensors")
     rewrite(path, lambda held: held.pop("facts"))
-    refuses(["predict", clip, "--weights", path], path, "notes no classes, expected --labels")
+    refuses(["predict", clip, "--weights", path], path, "notes no classes, expected labels, such as")
 
 
 def test_unknown_model_names_the_near_ones(clip, copy, refuses, tmp_path):

@@ -439,7 +439,7 @@ def test_texts_kind_and_checksum(tmp_path):
     [
         (
             '{"squats": "a squat"}',
-            "labels.json: label 'squats': there is no class 'squats' among the clips, expected squat",
+            "labels.json: label 'squats': there is no class 'squats' among the clips, did you mean squat?",
         ),
         ('{"squat": "a lunge", "lunge": "A  lunge"}', "both are called 'a lunge'"),
         (

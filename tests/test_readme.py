@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -15,16 +16,23 @@ def test_first_lines_are_the_two_commands():
     assert re.match(r"```sh\nmake demo .*\nmake test .*\n```\n", README)
 
 
-def test_python_example(tmp_path):
+def test_python_and_shell_examples(tmp_path):
+    "The shell lines go on with the clips that the Python example made"
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-    )
+    how = dict(cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([sys.executable, "example.py"], **how)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    lines = re.findall(r"^\S+\.mp4  [01]\.\d\d  \S.*$", ran.stdout, re.M)
-    assert len(lines) == 6, ran.stdout
+    assert len(re.findall(r"^ *\d+\.\d%  \S.*$", ran.stdout, re.M)) == 5 + 2, ran.stdout
+    assert len(re.findall(r"^\S+\.mp4 \S.* [01]\.\d\d$", ran.stdout, re.M)) == 8, ran.stdout
+    shell = next(b for b in re.findall(r"```sh\n(.*?)```", README, re.S) if "--overlay" in b)
+    for line in shell.strip().splitlines():
+        args = shlex.split(line)
+        assert args[0] == "pevl"
+        ran = subprocess.run([sys.executable, "-m", "pevl.use.cli", *args[1:]], **how)
+        assert ran.returncode == 0, f"{line}\n{ran.stderr[-3000:]}"
+    assert all((tmp_path / name).exists() for name in ("look.mp4", "features.safetensors", "my-model"))
 
 
 def test_make_targets_that_it_names_exist():

@@ -119,7 +119,7 @@ def test_index_lists_every_chapter():
 
 def test_one_notebook_one_module():
     from_notebooks = set()
-    for path in CHAPTERS:
+    for path in (p for p in CHAPTERS if p.parent.name != "reference"):  # those pages export nothing
         named = re.findall(
             r"^#\|\s*default_exp\s+(\S+)",
             "\n".join(source(c) for c in cells(path) if c["cell_type"] == "code"),

@@ -1,5 +1,6 @@
 """The wheel: complete, and usable without the tools that build the book."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,33 @@ for name in names:
     assert pathlib.Path(module.__file__).resolve().is_relative_to(where), module.__file__
 assert "matplotlib.pyplot" not in sys.modules, "matplotlib is for figures: import it inside the function that draws"
 print(len(names), pevl.__version__, *pevl.list_models())
+"""
+
+USE = """
+import json, pathlib, socket, sys
+where = pathlib.Path(sys.argv[1]).resolve()
+sys.path.insert(0, str(where))
+
+def no_network(*_, **__):
+    raise OSError("no network here")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = no_network
+import torch
+import pevl
+from pevl.data.pose import Pose, save_pose
+from pevl.data.simdive import choose_classes, make_dive, render
+from pevl.data.text import dive_sentence
+from pevl.data.video import write_video
+
+assert pathlib.Path(pevl.__file__).resolve().is_relative_to(where), pevl.__file__
+label = choose_classes(48)[5]
+pictures, joints, _ = render(make_dive(label, 77))
+write_video("clip.mp4", pictures)
+save_pose("clip.npz", Pose(joints, torch.ones(joints.shape[:2]).numpy(), (128, 128), "coco17"))
+found = pevl.predict("clip.mp4", [dive_sentence(l) for l in choose_classes(48)])
+models = [pevl.create_model("pevl_nano", weights="simdive48"), pevl.PeVL.from_pretrained("simdive48")]
+same = all(torch.equal(v, models[1].state_dict()[k]) for k, v in models[0].state_dict().items())
+print(json.dumps(dict(right=found[0][0] == dive_sentence(label), labels=len(found), same=same)))
 """
 
 
@@ -65,7 +93,10 @@ def test_wheel_is_complete(wheel):
     assert [n for n in inside if n.startswith(f"{LIB}/weights/")], "no weights"
 
 
-def test_wheel_imports_without_nbdev(wheel, tmp_path):
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    "The folder of an installation from the wheel alone"
+    where = tmp_path_factory.mktemp("installed") / "site"
     pip = [
         sys.executable,
         "-m",
@@ -76,18 +107,31 @@ def test_wheel_imports_without_nbdev(wheel, tmp_path):
         "--no-index",
         "--no-deps",
     ]
-    subprocess.run(
-        [*pip, "--target", str(tmp_path / "site"), str(wheel)],
-        check=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    )
+    cmd = [*pip, "--target", str(where), str(wheel)]
+    subprocess.run(cmd, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return where
+
+
+def run(code, site, cwd):
+    "Python in a fresh folder, with the installed package in the place of the repository's"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    cmd = [sys.executable, "-P", "-c", CODE, str(tmp_path / "site")]
-    ran = subprocess.run(cmd, cwd=tmp_path, env=env, capture_output=True, text=True)
+    cmd = [sys.executable, "-P", "-c", code, str(site)]
+    ran = subprocess.run(cmd, cwd=cwd, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    number, version, *models = ran.stdout.split()
+    return ran.stdout
+
+
+def test_wheel_imports_without_nbdev(site, tmp_path):
+    number, version, *models = run(CODE, site, tmp_path).split()
     assert int(number) > 10 and version == settings()["version"] and "pevl_nano" in models
+
+
+def test_wheel_carries_a_model(site, tmp_path):
+    "One line from a video to its label, from the wheel alone and without a network"
+    weights = {p.name for p in (site / LIB / "weights").iterdir()}
+    assert {"pevl_nano_simdive48.safetensors", "pevl_nano_clip.safetensors", "nano_bpe.txt.gz"} <= weights
+    said = json.loads(run(USE, site, tmp_path).splitlines()[-1])
+    assert said == dict(right=True, labels=5, same=True)
 
 
 def test_metadata(wheel):

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 from settings import ROOT, notebooks, settings
 
-FILES = "README.md", "CITATION.cff"
+FILES = "README.md", "CITATION.cff", "pevl/__init__.py"
 LINK = re.compile(
     r"(?P<head>colab\.research\.google\.com/github/|raw\.githubusercontent\.com/|git\+https://github\.com/|github\.com/)"
     r"(?P<owner>[\w.-]+)/(?P<name>[\w-]+)"

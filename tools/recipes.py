@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 
+import colab
 import nb
 from settings import ROOT, settings
 
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 _TABLES = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
 FACTS = {name: _TABLES["defaults"] | facts for name, facts in _TABLES.items() if name != "defaults"}
 TEMPLATE = HERE / "recipe.txt"
+BY_HAND = ["07_ablations"]  # recipes that follow no template
 
 
 def text_of(name: str) -> str:
@@ -58,7 +60,9 @@ def notebook(name: str):
     "The notebook without ids and outputs, formatted as the others"
     import jupytext
 
-    new = jupytext.reads(text_of(name), fmt="py:percent")
+    new, place = jupytext.reads(text_of(name), fmt="py:percent"), f"{NBS.name}/{name}"
+    for cell in filter(colab.is_install, new.cells):
+        cell.source = colab.install_cell(place, **colab.wants(place, new))
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp, f"{name}.ipynb")
         nb.save(new, path)
@@ -68,7 +72,8 @@ def notebook(name: str):
 
 
 def sources(book) -> list[tuple]:
-    return [(c.cell_type, c.source) for c in book.cells]
+    "What is compared; the cell for Colab has a check of its own (tools/colab.py)"
+    return [(c.cell_type, "" if colab.is_install(c) else c.source) for c in book.cells]
 
 
 def write():
@@ -95,7 +100,7 @@ def differing():
         )
         if old != new:
             yield f"{path.relative_to(ROOT)}: cell {at} differs from tools/recipe.txt and tools/recipes.toml"
-    for path in sorted(set(NBS.glob("*.ipynb")) - {NBS / f"{n}.ipynb" for n in FACTS}):
+    for path in sorted(set(NBS.glob("*.ipynb")) - {NBS / f"{n}.ipynb" for n in (*FACTS, *BY_HAND)}):
         yield f"{path.relative_to(ROOT)}: no facts in tools/recipes.toml"
 
 

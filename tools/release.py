@@ -5,7 +5,8 @@ python tools/release.py measure NAME DATA ...    evaluate the shipped file on ea
 python tools/release.py add NAME RUN ...         put the rows of other runs beside them, for comparison
 python tools/release.py card NAME                checksum (.json) and model card (.md), from those rows
 
-Everything that the card says is read from the weights and from the rows; nothing is typed.
+Everything that the card says is read from the weights and from the rows; nothing is typed. Its text is that of `pevl.use.share.model_card`,
+as for every model that somebody shares.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from pevl.train.evaluate import (
     yes_no,
 )
 from pevl.train.recipe import from_dict
+from pevl.use.share import model_card
 from settings import ROOT
 
 WEIGHTS, RESULTS = ROOT / "pevl" / "weights", ROOT / "pevl" / "results"
@@ -109,70 +111,30 @@ def command(facts) -> list[str]:
     ]
 
 
-def percent(v):
-    return "" if v is None else f"{100 * v:.1f} %"
-
-
-CARD = """# pevl_nano_{name}
-
-The small PeVL, trained: `pevl.create_model("pevl_nano", weights="{name}")`. It names the {classes} classes of Diving48 in
-**simulated dives** (SimDive), from video, joints and label texts. It has seen no photograph and no real dive, and is worth
-nothing on them. Use it to try the package, and as a start for experiments on SimDive.
-
-- **Model** pevl_nano: nano CLIP ([card](pevl_nano_clip.md)) stays frozen; adapters, refinement and temperatures are trained,
-  with {loss}
-- **Input** a video and its joints (COCO-17, one person): 8 frames of 112 × 112 pixels and 24 frames of joints; texts in the
-  words of SimDive's labels
-- **Trained** on {clips:,} simulated clips, {epochs} epochs, seed {seed}, torch {torch}:
+HOW = """## Make it again
 
 ```sh
 {commands}
 python tools/release.py make {name} run
 ```
 
-- **File** pevl_nano_{name}.safetensors, half precision, sha256 `{sha256}`
-- **Licence** that of the package
-
-Measured from this file on {evaluated:,} held-out simulated clips with other bodies, cameras and scenes; one view, computed in
-{precision}; chance is {chance}. The rows, with the whole protocol, are in pevl/results/{name}.csv.
-
-| noise of the joints | top-1 | top-5 | within pairs |
-|---|---:|---:|---:|
-{rows}
-
-Noise 1 imitates a good detector (jitter, swaps, misses, wrong person); the model was trained without it. *Within pairs*:
-forward or inward, back or reverse, all else equal; only the picture tells.
-"""
-LOSSES = {
-    True: "the paper's guided loss",
-    False: "the plain contrastive loss in place of the guided one, which costs accuracy on these data (see the chapter Ablations)",
-}
+The file is pevl_nano_{name}.safetensors, sha256 `{sha256}`. The CLIP in it has a [card](pevl_nano_clip.md) of its own. All rows, with
+the whole protocol, are in pevl/results/{name}.csv."""
 
 
 def describe(name):  # -> what goes into the .json, text of the card
     "Everything that is said about the shipped file"
     path, facts = file_of(name), facts_of(file_of(name))
-    own = [r for r in rows_of(name) if r["shipped"]]
-    clean, c = next(r for r in own if r["noise"] == 0), load_model(path).config
-    t = facts["training"]
-    said = dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), torch=facts["torch"])
-    note = said | dict(
+    own, model = [r for r in rows_of(name) if r["shipped"]], load_model(path)
+    clean = next(r for r in own if r["noise"] == 0)
+    note = dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), torch=facts["torch"])
+    how = HOW.format(name=name, commands="\n".join(command(facts)), sha256=note["sha256"])
+    note |= dict(
         data="SimDive (simulated)", commands=command(facts), top1=clean["top1"], test_clips=clean["evaluated"]
     )
-    cells = [(f"{r['noise']:g}", *(percent(r[k]) for k in ("top1", "top5", "within_pairs"))) for r in own]
-    said |= dict(
-        name=name,
-        loss=LOSSES[c.semantic_guided],
-        commands="\n".join(command(facts)),
-        chance=percent(1 / clean["classes"]),
-    )
-    said |= dict(
-        clips=t["clips"],
-        epochs=t["epochs"],
-        seed=facts["recipe"]["seed"],
-        rows="\n".join(f"| {' | '.join(r)} |" for r in cells),
-    )
-    return note, CARD.format(**said, **{k: clean[k] for k in ("classes", "evaluated", "precision")})
+    load = f'pevl.create_model("pevl_nano", weights="{name}")'
+    said = dict(name=f"pevl_nano_{name}", load=load, dtype=torch.float16, file=path.name, sections=[how])
+    return note, model_card(model, facts, own, **said)
 
 
 def card(name):

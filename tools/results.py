@@ -2,6 +2,7 @@
 
 python tools/results.py align RUNS DATA   score the runs of `pevl ablate` against SimDive's phrases -> pevl/results/alignment.csv
 python tools/results.py confuse RUNS      which texts the runs confuse, and what weight SGMC gives them -> pevl/results/confused.csv
+python tools/results.py own SEEDS         train the chapter Your own data with several seeds -> pevl/results/own_clips.csv
 python tools/results.py show              the README's and the book's tables, from pevl/results/*.csv
 python tools/results.py write             put the README's into README.md
 
@@ -33,11 +34,14 @@ def align(runs, data):
     from pevl.data.text import prompt
     from pevl.model.pevl import create_model, load_model
     from pevl.train.alignment import alignment_accuracy
+    from pevl.train.evaluate import code_version
     from pevl.train.learner import csv_text, write_atomic
 
     torch.manual_seed(0)  # of the untrained model
     clips, out = read_diving48(data, "test"), []
     texts = [prompt(c, "diving") for c in clips.classes]
+    facts = dict(data=clips.name, classes=len(clips.classes), clips=len(clips), checksum=clips.checksum)
+    facts |= code_version()
     plan = [("untrained", 0, lambda: create_model("pevl_nano", "clip"))]
     for r in read_rows(Path(runs, "ablate.csv")):
         path = Path(runs, f"{r['variant']}-{r['seed']}", "model.safetensors")
@@ -47,7 +51,7 @@ def align(runs, data):
         if not {"pose", "text"} <= {*m.config.modalities}:
             continue
         mark = alignment_accuracy(m, clips_for(clips, m.config), texts)
-        out.append(dict(variant=name, seed=seed) | {k: round(v, 4) for k, v in mark.items()})
+        out.append(dict(variant=name, seed=seed) | {k: round(v, 4) for k, v in mark.items()} | facts)
         print(out[-1], flush=True)
     write_atomic(RESULTS / "alignment.csv", csv_text(out))
 
@@ -77,9 +81,62 @@ def confuse(runs):
         row = dict(
             errors=int(wrong.sum()), weight=w[y[wrong], said[wrong]].median().item(), nearest_cosine=near
         )
-        out.append(dict(variant=r["variant"], seed=r["seed"]) | {k: round(v, 4) for k, v in row.items()})
+        facts = {k: r[k] for k in ("data", "classes", "clips", "checksum")}
+        out.append(
+            dict(variant=r["variant"], seed=r["seed"]) | {k: round(v, 4) for k, v in row.items()} | facts
+        )
         print(out[-1], flush=True)
     write_atomic(RESULTS / "confused.csv", csv_text(out))
+
+
+def definitions(notebook, names, known):  # -> name -> value
+    "What cells of a chapter define, so that a number in a file and one in the chapter are made by the same lines"
+    import ast
+
+    import nbformat
+
+    sources = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
+    for source in (s for s in sources if any(n in s for n in names) and not s.startswith(("%", "!"))):
+        for node in ast.parse(source).body:
+            targets = [getattr(t, "id", None) for t in getattr(node, "targets", ())]
+            if {getattr(node, "name", None), *targets} & {*names}:
+                exec(compile(ast.Module([node], []), str(notebook), "exec"), known)
+    return known
+
+
+def own(seeds):
+    import json
+    import tempfile
+    from dataclasses import replace
+
+    from pevl.data.own_clips import read_folder
+    from pevl.train.evaluate import COLUMNS, read_row
+    from pevl.train.learner import Learner, csv_text, make_model, write_atomic
+    from pevl.train.recipe import preset
+    from pevl.use.your_own_data import write_exercises
+
+    out = []
+    with tempfile.TemporaryDirectory() as tmp:
+        root = Path(tmp, "exercises")
+        write_exercises(root, 16)
+        known = dict(preset=preset, replace=replace)
+        definitions(ROOT / "nbs" / "use" / "12_your_own_data.ipynb", ("SAY", "recipe"), known)
+        say = {k: dict(text=", ".join(v), phrases=v) for k, v in known["SAY"].items()}
+        (root / "labels.json").write_text(json.dumps(dict(kind="exercise", labels=say)))
+        train_set, test_set = (read_folder(root, split, share=0.4) for split in ("train", "test"))
+        known["train_set"] = train_set
+        for seed in range(int(seeds)):
+            for start in ("clip", "simdive48"):
+                c = replace(known["recipe"](start), seed=seed)
+                model = make_model(c, len(train_set.classes))
+                s = Learner(model, train_set, test_set, c, Path(tmp, f"{start}-{seed}"), progress=False).fit()
+                extra = dict(start=start, train_clips=len(train_set), epochs=s["epochs"])
+                extra |= dict(train_accuracy=round(s["train_accuracy"], 4), seconds=s["seconds"])
+                # the clips are simulated, though the reader of a folder cannot know it
+                out.append(extra | read_row(s["row"], COLUMNS) | dict(data="exercises", simulated=True))
+                print({k: out[-1][k] for k in ("start", "seed", "top1", "seconds")}, flush=True)
+    out = sorted(out, key=lambda r: (r["start"], r["seed"]))
+    write_atomic(RESULTS / "own_clips.csv", csv_text(out))
 
 
 def table():
@@ -135,7 +192,7 @@ def write():
 
 
 def main(argv):
-    commands = dict(align=(align, 2), confuse=(confuse, 1), show=(show, 0), write=(write, 0))
+    commands = dict(align=(align, 2), confuse=(confuse, 1), own=(own, 1), show=(show, 0), write=(write, 0))
     command, n = commands.get(argv[0] if argv else "", (None, 0))
     if command is None or len(argv) != n + 1:
         sys.exit(__doc__)

@@ -1116,7 +1116,9 @@ def _asked(root, split, version, dataset):
     if key not in (None, "own", "simdive", *BENCHMARKS):
         raise ValueError(f"dataset {dataset!r}: expected one of {', '.join(BENCHMARKS)}, own")
     if not Path(root).exists() or key in BENCHMARKS and not Path(root).is_dir():
-        raise FileNotFoundError(f"{root}: expected the folder of a data set")
+        raise FileNotFoundError(
+            f"{root}: expected the folder of a data set; pevl simdive --out FOLDER makes a simulated one"
+        )
     key = {None: None, "simdive": "diving48"}.get(key, key) or recognise(root)
     if key == "own":
         return key, split, version, []
@@ -1124,7 +1126,9 @@ def _asked(root, split, version, dataset):
     if split not in bench.splits:
         raise ValueError(f"split {split!r}: expected one of {', '.join(bench.splits)}")
     if version is not None and str(version).lower() not in known:
-        raise ValueError(f"version {version!r}: {bench.name} has {', '.join(known.values())}")
+        raise ValueError(
+            f"version {version!r}: {bench.name} has {', '.join(known.values())}, take one of these"
+        )
     own = bench.splits[split]
     notes = [f"{bench.name} has no {split} split of its own: {own} was taken"] if own != split else []
     return key, own, version and known[str(version).lower()], notes

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from .pose import ClipTransform, Pose, get_layout, load_pose
+from .pose import PALETTE, ClipTransform, Pose, get_layout, load_pose
 from .text import dive_phrases, dive_sentence, parse_label
 from .video import VideoError, fit_short_side, open_video, sample_indices
 
@@ -298,7 +298,8 @@ def plot_classes(
     kinds = [l.split(".")[0] if isinstance(l, str) else l[0] for l in clipset.labels]
     kinds = kinds if len(set(kinds)) < 10 else ["all classes"] * len(kinds)
     names = list(dict.fromkeys(kinds))
-    bars = ax.bar(range(len(counts)), counts, color=[f"C{names.index(k)}" for k in kinds])
+    colours = [PALETTE[k] for k in (4, 0, 2, 6, 1, 5, 3, 7)] + ["0.6"]
+    bars = ax.bar(range(len(counts)), counts, color=[colours[names.index(k)] for k in kinds])
     ax.legend(
         [bars[kinds.index(k)] for k in names],
         names,

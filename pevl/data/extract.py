@@ -26,7 +26,15 @@ from tqdm import tqdm
 from .files import sweep, whole
 from .pack import worker_process
 from .people import actor, chosen_tracks, track
-from .pose import SIDE_COLOURS, draw_pose, get_layout, load_pose, mediapipe33_to_coco17, save_pose
+from pevl.data.pose import (
+    PALETTE,
+    SIDE_COLOURS,
+    draw_pose,
+    get_layout,
+    load_pose,
+    mediapipe33_to_coco17,
+    save_pose,
+)
 from .video import VideoError, _video_stream, count_packets
 
 # %% ../../nbs/data/12_extract.ipynb #7ea65af4
@@ -408,7 +416,7 @@ def detect(
     return Detected(people, (info.height, info.width), info.fps, layout, time.perf_counter() - start)
 
 # %% ../../nbs/data/12_extract.ipynb #867039e2
-TRACK_COLOURS = "#2ca02c #d62728 #9467bd #8c564b #e377c2 #bcbd22 #17becf".split()
+TRACK_COLOURS = [PALETTE[k] for k in (2, 6, 3, 1, 0)]  # not those of left and right
 
 
 def write_frames(path, frames, fps: float, size: tuple):

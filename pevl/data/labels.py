@@ -9,11 +9,12 @@ __all__ = ['EVENTS', 'DISMOUNTS', 'SMARTHOME', 'RULES', 'LABEL_SETS', 'LabelText
            'label_json', 'read_labels', 'load_texts', 'label_names', 'same_texts', 'texts_for']
 
 # %% ../../nbs/data/08_labels.ipynb #679d5077
-import difflib, json, re, unicodedata
+import json, re, unicodedata
 from collections import Counter, defaultdict
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from .files import did_you_mean
 from .text import DIVING48, amount, dive_phrases, dive_sentence, phrase_words, tokenizer
 
 # %% ../../nbs/data/08_labels.ipynb #1ad91824
@@ -431,10 +432,8 @@ def label_file(
         raise ValueError(
             "haa500 has no label file: texts_for('haa500', names) makes its texts from the names of its files"
         )
-    near = difflib.get_close_matches(name, LABEL_SETS, n=2, cutoff=0.5)
     raise ValueError(
-        f"label texts {str(dataset)!r}: expected {', '.join(LABEL_SETS)} or the path of a .json file"
-        + f"; did you mean {' or '.join(near)}?" * bool(near)
+        f"label texts {str(dataset)!r}{did_you_mean(name, [*LABEL_SETS, 'the path of a .json file'])}"
     )
 
 # %% ../../nbs/data/08_labels.ipynb #816bb95d

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from .datasets import Clip, ClipSet
 from .extract import is_video
-from .files import write_atomic
+from .files import did_you_mean, write_atomic
 
 # %% ../../nbs/data/14_own_clips.ipynb #323b84c6
 SPLITS = ("train", "val", "test")
@@ -98,7 +98,9 @@ def find_folder(
         files = list_files(folder)
         videos = [p for p in files if is_video(p)]
         if not files and folder.name != "pose":
-            raise ValueError(f"{folder}: an empty folder, expected the videos of class {folder.name!r}")
+            raise ValueError(
+                f"{folder}: an empty folder, expected the videos of class {folder.name!r}: fill it, or delete it"
+            )
         if not videos and folder.name != "pose":
             without.append(repr(folder.name))
         for v in videos:
@@ -108,7 +110,7 @@ def find_folder(
     if not out:
         beside = f" ({len(loose)} beside them)" if loose else ""
         raise ValueError(
-            f"{root}: no video in any of its folders{beside}, expected a folder with videos for each class"
+            f"{root}: no video in any of its folders{beside}, expected a folder with videos for each class, such as squat/1.mp4"
         )
     notes = [f"{p.name} lies beside the class folders and is left out" for p in sorted(loose)[:5]]
     if without:
@@ -446,9 +448,8 @@ def read_texts(
         return {}, "", {}
     words, kind = (texts_json if files[0].suffix == ".json" else texts_csv)(files[0])
     for label in words.keys() - {*labels}:
-        near = difflib.get_close_matches(label, labels, 1, 0.6) or [", ".join(labels[:8])]
         raise ValueError(
-            f"{words[label].where}: there is no class {label!r} among the clips, expected {near[0]}"
+            f"{words[label].where}: there is no class {label!r} among the clips{did_you_mean(label, labels, 1)}"
         )
     return words, kind, {files[0].name: files[0].read_bytes()}
 
@@ -588,7 +589,9 @@ def make_set(
     twice = [n for n, k in Counter(f.name for f in found).items() if k > 1]
     if twice:
         ends = ", ".join(f.video.name for f in found if f.name == twice[0])
-        raise ValueError(f"{root}: {twice[0]!r} is there twice ({ends}), expected different names")
+        raise ValueError(
+            f"{root}: {twice[0]!r} is there twice ({ends}), expected different names: rename one"
+        )
     texts, phrases = class_texts(labels, words)
     chosen, notes = choose(root, found, split)
     missing = [f.name for f in chosen if not os.path.isfile(f.video)]

@@ -843,7 +843,7 @@ def recognise(
                 return "npz" if pattern == "*.npz" else _kind_of_json(found)
         found = next(iter(sorted(source.rglob("*.pkl"))), None)
         more = f"; a pickle is named itself, such as {found.relative_to(source)}" if found else ""
-        raise PoseError(source, f"no *.npz and no *.json in this folder{more}")
+        raise PoseError(source, f"no *.npz and no *.json in this folder{more}; pevl pose VIDEOS makes poses")
     kind = what_is(open_map(source))
     if kind == "json":
         return _kind_of_json(source)

@@ -8,11 +8,12 @@ __all__ = ['DIVING48', 'TAKEOFFS', 'POSITIONS', 'TEMPLATES', 'CAPTION_WORDS', 'C
            'nano_words', 'nano_bpe', 'word_mask', 'text_pieces', 'phrase_words', 'Tokenizer', 'tokenizer']
 
 # %% ../../nbs/data/03_text.ipynb #232f7a17
-import difflib, gzip, re
+import gzip, re
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from .files import did_you_mean
 
 # %% ../../nbs/data/03_text.ipynb #14487bde
 _OCCUR = dict(  # takeoff -> what occurs with it, in the order of Diving48's vocabulary file
@@ -292,7 +293,7 @@ class Tokenizer:
         n = len(self.base.encode(text)) + 2
         if n > self.context_length:
             raise ValueError(
-                f"label text {text[:40]!r}…: has {n} tokens, expected at most {self.context_length}"
+                f"label text {text[:40]!r}…: has {n} tokens, expected at most {self.context_length}: say it in fewer words"
             )
 
     def word_mask(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -328,9 +329,8 @@ def tokenizer(
     name = CLIP_NAMES.get(name, name)
     known = open_clip.list_models()
     if name not in known:
-        near = difflib.get_close_matches(clip_name, ["nano", *CLIP_NAMES, *known], n=3, cutoff=0.4)
         raise ValueError(
-            f"unknown CLIP {clip_name!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
+            f"unknown CLIP {clip_name!r}{did_you_mean(clip_name, ['nano', *CLIP_NAMES, *known])}"
         )
     base = open_clip.get_tokenizer(name)
     if not hasattr(base, "bpe_ranks"):

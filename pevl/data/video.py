@@ -75,7 +75,7 @@ def check_file(path):
     "Raise `VideoError` unless `path` is a readable file that is not empty"
     path = Path(path)
     if path.is_dir():
-        raise VideoError(path, "is a directory, expected a video file")
+        raise VideoError(path, "is a directory, expected a video file, such as one of those in it")
     if not path.exists():
         raise VideoError(path, "no such file")
     if not os.access(path, os.R_OK):
@@ -88,9 +88,13 @@ def _video_stream(path, box):
     "The first stream that is a film, not a cover picture"
     stream = next((s for s in box.streams.video if "attached_pic" not in str(s.disposition)), None)
     if stream is None:
-        raise VideoError(path, "no video stream (sound only, or nothing was ever written)")
+        raise VideoError(
+            path, "no video stream (sound only, or nothing was ever written): copy or record it again"
+        )
     if getattr(stream, "codec_context", None) is None:
-        raise VideoError(path, "the video is in an unknown format")
+        raise VideoError(
+            path, "the video is in an unknown format: convert it, ffmpeg -i IN -c:v libx264 OUT.mp4"
+        )
     stream.codec_context.thread_count = 1
     return stream
 

@@ -71,8 +71,10 @@ def frame_word(
     f, w = keep_all(frame_mask, frames.shape[1], frames), keep_all(word_mask, words.shape[1], words)
     f, w = f.expand(frames.shape[:2]), w.expand(words.shape[:2])
     x = unit(frames.masked_fill(~f[..., None], 0))
-    n = max(1, max_cells // max(1, f.numel() * words.shape[1]))
     group = lambda y, w: _group(x, y, temperature, f, w, second)
+    if torch.compiler.is_exporting():
+        return group(words, w)  # an exported graph does not know their number
+    n = max(1, max_cells // max(1, f.numel() * words.shape[1]))
     if n >= len(w):
         return group(words, w)
     if torch.is_grad_enabled():

@@ -8,7 +8,7 @@ __all__ = ['NANO', 'CLIPS', 'image_mean', 'image_std', 'clip_config', 'QuickGELU
            'training_kernels']
 
 # %% ../../nbs/model/01_clip.ipynb #f6802ac0
-import difflib, hashlib, json
+import hashlib, json
 from contextlib import nullcontext
 from copy import deepcopy
 from importlib.resources import files
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from ..data.files import write_atomic
+from ..data.files import did_you_mean, write_atomic
 from ..data.text import CLIP_NAMES, tokenizer
 
 # %% ../../nbs/model/01_clip.ipynb #c0d48229
@@ -39,8 +39,7 @@ def clip_config(
     config = CLIPS.get(name, name)
     config = deepcopy(config) if isinstance(config, dict) else open_clip.get_model_config(config)
     if config is None:
-        near = difflib.get_close_matches(name, [*CLIPS, *open_clip.list_models()], n=3, cutoff=0.4)
-        raise ValueError(f"unknown CLIP {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ""))
+        raise ValueError(f"unknown CLIP {name!r}{did_you_mean(name, [*CLIPS, *open_clip.list_models()])}")
     if config["text_cfg"]["vocab_size"] is None:
         config["text_cfg"]["vocab_size"] = tokenizer(name).vocab_size
     return config
@@ -86,7 +85,9 @@ def read_weights(
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        raise FileNotFoundError(
+            f"{path}: no such weights file: expected a .safetensors file, such as model.safetensors of a run"
+        )
     try:
         state = (
             load_file(path)
@@ -101,7 +102,9 @@ def read_weights(
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected a dict of tensors")
+        raise ValueError(
+            f"{path}: expected a dict of tensors, as torch.save(model.state_dict(), path) writes it"
+        )
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 # %% ../../nbs/model/01_clip.ipynb #bf4b2512
@@ -165,11 +168,13 @@ def release_file(
     path, note = folder / f"{name}.safetensors", folder / f"{name}.json"
     for p in (path, note):
         if not p.is_file():
-            raise FileNotFoundError(f"{p}: no such file, release {name!r} is not installed")
+            raise FileNotFoundError(
+                f"{p}: no such file, release {name!r} is not installed: install pevl again"
+            )
     expected, found = json.loads(note.read_text())["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged"
+            f"{path}: sha256 {found[:12]}, expected {expected[:12]} of {note.name}: the file is damaged, install pevl again"
         )
     return path
 
@@ -186,7 +191,7 @@ def clip_file(
         path = download_pretrained(get_pretrained_cfg(CLIPS.get(name, name), "openai"))
     except Exception as e:
         raise OSError(
-            f"CLIP weights of {name!r}: download failed ({type(e).__name__}), give the path of a local file instead"
+            f"CLIP weights of {name!r}: download failed ({type(e).__name__}): is the internet there? or give the path of a local file"
         ) from None
     if not path:
         raise ValueError(
@@ -235,7 +240,7 @@ def embed_patches(
     if x.shape[1] + 1 != len(visual.positional_embedding):
         (H, W), size = visual.image_size, tuple(images.shape[-2:])
         raise ValueError(f"images of {size[0]} x {size[1]} pixels: this CLIP expects {H} x {W}")
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
     return visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
 
 # %% ../../nbs/model/01_clip.ipynb #7d22757d

@@ -206,7 +206,11 @@ def pose_tokens(
     points = torch.where(scores[..., None] > 0, normalise(keypoints, image_size), 0.0)
     x = encoder.embed(points, scores)
     x = encoder.visual.ln_pre(x) if encoder.pose_norm else x
-    missing = None if (there := encoder.there(scores)).all() else ~there
+    there = encoder.there(scores)
+    whole = (
+        encoder.pictures or not torch.compiler.is_exporting() and there.all()
+    )  # an exported graph cannot ask
+    missing = None if whole else ~there
     for block in encoder.blocks[:-1]:
         x = block(x, missing)
     if not need_weights:

@@ -52,7 +52,12 @@ class HeatmapTokens(nn.Module):
         self, points, scores
     ):  # (B, T, J, 2) in -1..1, (B, T, J) -> (B, T, N + 1, D), the extra token last
         "One clip at a time; its maps are made again in the backward pass instead of kept"
-        clips = zip(*(x.flatten(0, 1).split(points.shape[1]) for x in (points, scores)))
-        x = [checkpoint(self.embed, *c, use_reentrant=False, preserve_rng_state=False) for c in clips]
-        x = torch.cat(x).unflatten(0, points.shape[:2]) + self.place
+        flat = [x.flatten(0, 1) for x in (points, scores)]
+        if torch.compiler.is_exporting():  # a graph takes any number of clips, all at once
+            x = self.embed(*flat)
+        else:
+            clips = zip(*(x.split(points.shape[1]) for x in flat))
+            x = [checkpoint(self.embed, *c, use_reentrant=False, preserve_rng_state=False) for c in clips]
+            x = torch.cat(x)
+        x = x.unflatten(0, points.shape[:2]) + self.place
         return torch.cat([x, self.extra.expand(*points.shape[:2], 1, -1)], 2) + self.time[:, None]

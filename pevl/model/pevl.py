@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['MODELS', 'RELEASES', 'PeVLConfig', 'check_sets', 'check_config', 'Features', 'identity_layer', 'Fusion', 'UCMR',
            'trim', 'Encoders', 'make_encoders', 'fuse', 'needed', 'remembered', 'PeVL', 'positive', 'count_parameters',
-           'save_model', 'read_config', 'differences', 'load_model', 'list_models', 'get_config', 'create_model']
+           'checksum', 'own_state', 'trunk_note', 'save_model', 'read_header', 'read_config', 'differences',
+           'load_model', 'changed', 'did_you_mean', 'list_models', 'get_config', 'create_model', 'find_shared',
+           'at_home', 'hub_file', 'read_note', 'check_note', 'write_note']
 
-# %% ../../nbs/model/07_pevl.ipynb #e0aa5030
-import difflib, json, math, os
+# %% ../../nbs/model/07_pevl.ipynb #d4b63ec7
+import difflib, hashlib, json, math, os
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -322,7 +325,7 @@ def remembered(model, texts: tuple) -> torch.Tensor:  # (C, 77)
         cache[texts] = model.tokenizer(list(texts))
     return cache[texts]
 
-# %% ../../nbs/model/07_pevl.ipynb #55fd3baf
+# %% ../../nbs/model/07_pevl.ipynb #9a0f266c
 class PeVL(Encoders, PyTorchModelHubMixin):
     "Video, pose and text encoders around one shared, frozen CLIP, refined by each other; and the temperatures of the losses"
 
@@ -358,6 +361,47 @@ class PeVL(Encoders, PyTorchModelHubMixin):
     def device(self):
         return next(self.parameters()).device
 
+    @property
+    def facts(self) -> dict:  # of a model that was changed since: what concerns its texts
+        "What the file it comes from notes about its training"
+        facts, was = self.__dict__.get("_noted", ({}, None))
+        same = facts and was == checksum(own_state(self))
+        return {k: v for k, v in facts.items() if same or k in ("classes", "kind", "template", "name")}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where,  # folder or file of a checkpoint, a name in RELEASES, or 'owner/name' on the Hugging Face hub
+        *,
+        base="clip",  # where a file without a trunk gets it: 'clip', or the path of CLIP's weights
+        revision: str = None,  # branch, tag or commit on the hub
+        local_files_only: bool = False,  # of the hub, only what was downloaded before
+        force_download: bool = False,
+        token=None,  # for the hub; None: the one of `hf auth login`
+        cache_dir=None,  # for downloads
+        **overrides,  # fields that may differ, such as drop_path
+    ):  # a PeVL in eval mode
+        "A model from wherever it was saved; nothing is ever unpickled"
+        how = dict(revision=revision, local_files_only=local_files_only, force_download=force_download)
+        path, note = find_shared(where, token=token, cache_dir=cache_dir, **how)
+        config = read_config(path)
+        if note:
+            check_note(note, config)
+        return _load(path, changed(config, overrides), base, cls)
+
+    def _save_pretrained(
+        self, save_directory
+    ):  # what `save_pretrained` and `push_to_hub` write, but for the card
+        save_model(self, Path(save_directory, "model.safetensors"), **self.facts)
+        write_note(self.config, save_directory)
+
+    def generate_model_card(self, **how):  # ModelCard; `results` and others as for `model_card`
+        "The README.md of a shared model"
+        from huggingface_hub import ModelCard
+
+        share = import_module("pevl.use.share")  # at the very end of the book, and only for this
+        return ModelCard(share.model_card(self, **how))
+
 
 def positive(log_scale: torch.Tensor) -> torch.Tensor:  # at most 100
     "exp, clamped in value but not in gradient, so that it can come back"
@@ -379,47 +423,87 @@ def count_parameters(model: PeVL) -> dict:  # part -> (trainable, frozen)
     rest = [p for p in model.parameters() if id(p) not in seen]
     return {k: v for k, v in out.items() if any(v)} | dict(temperatures=(sum(p.numel() for p in rest), 0))
 
-# %% ../../nbs/model/07_pevl.ipynb #41256bde
+# %% ../../nbs/model/07_pevl.ipynb #fa8a0538
+def checksum(state: dict) -> str:  # 16 hex digits
+    "Of numbers by name; whatever the float type, the order and the device"
+    h = hashlib.sha256()
+    for k in sorted(state):
+        h.update(f"{k} {tuple(state[k].shape)};".encode())
+        h.update(state[k].detach().cpu().float().reshape(-1).numpy())
+    return h.hexdigest()[:16]
+
+
+def own_state(model) -> dict:  # name -> tensor
+    "What training may have changed: all weights but those of a frozen trunk"
+    frozen = model.config.freeze_trunk
+    return {k: v for k, v in model.state_dict().items() if not (frozen and k.startswith("clip."))}
+
+
+def trunk_note(
+    model,
+    base="clip",  # 'clip', or the path of CLIP's weights
+) -> dict:  # clip, sha256
+    "What stands in a file in the place of the trunk; ValueError if the model's trunk is not the one of `base`"
+    c = model.config
+    if not c.freeze_trunk:
+        raise ValueError("trunk False: this model trained its trunk too, expected freeze_trunk True")
+    note = dict(clip=c.clip, sha256=checksum(model.clip.state_dict()))
+    if checksum(trim(load_clip(c.clip, base), c.modalities).state_dict()) != note["sha256"]:
+        raise ValueError(f"trunk False: the model's trunk differs from {base!r} of CLIP {c.clip!r}")
+    return note
+
+# %% ../../nbs/model/07_pevl.ipynb #6efeff61
 def save_model(
     model: PeVL,
     path,  # ends in .safetensors
     /,
     dtype=None,  # of the file's floats; None: as in the model
+    trunk: bool = True,  # False: without CLIP's own weights, which then are looked up in `base`
+    base="clip",  # 'clip', or the path of CLIP's weights
     **facts,  # strings or numbers worth knowing, kept beside the configuration
 ):
-    "Write all weights and the configuration to one file; either the whole file appears or none"
+    "Write the weights and the configuration to one file; either the whole file appears or none"
     from safetensors.torch import save
 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
+    held = dict(config=asdict(model.config), facts=facts)
+    held |= {} if trunk else dict(trunk=trunk_note(model, base))
     state = {
         k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
-        for k, v in model.state_dict().items()
+        for k, v in (model.state_dict() if trunk else own_state(model)).items()
     }
-    held = json.dumps(dict(config=asdict(model.config), facts=facts), sort_keys=True)
-    write_atomic(path, save(state, {"pevl": held}))
+    write_atomic(path, save(state, {"pevl": json.dumps(held, sort_keys=True)}))
 
-# %% ../../nbs/model/07_pevl.ipynb #a641b65b
-def read_config(
+# %% ../../nbs/model/07_pevl.ipynb #da492bd6
+def read_header(
     path,  # a file written by `save_model`
-) -> PeVLConfig:
-    "The configuration inside a checkpoint"
+) -> dict:  # config, facts, and trunk if the file has none
+    "What a checkpoint says about itself; the tensors are not read"
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, "pt") as f:
-            meta = f.metadata() or {}
-        c = json.loads(meta["pevl"])["config"]
-        known = {f.name for f in fields(PeVLConfig)}
-        if unknown := sorted(c.keys() - known):
-            raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
+            held = json.loads((f.metadata() or {})["pevl"])
+        held["config"].keys(), held.setdefault("facts", {}).keys()
+        held.get("trunk", dict(sha256=""))["sha256"] + ""
     except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise ValueError(
             f"{path}: not a PeVL checkpoint, expected a .safetensors file with a configuration in it"
         ) from None
+    return held
+
+
+def read_config(
+    path,  # a file written by `save_model`
+) -> PeVLConfig:
+    "The configuration inside a checkpoint"
+    c = read_header(path)["config"]
+    if unknown := sorted(c.keys() - {f.name for f in fields(PeVLConfig)}):
+        raise ValueError(f"{path}: unknown configuration fields {', '.join(unknown)}")
     for name, value in c.items():
         like = getattr(PeVLConfig, name)
         kinds = {tuple: (list,), float: (int, float)}.get(type(like), (type(like),))
@@ -429,7 +513,7 @@ def read_config(
             )
     return PeVLConfig(**c)
 
-# %% ../../nbs/model/07_pevl.ipynb #969aba31
+# %% ../../nbs/model/07_pevl.ipynb #b09de78b
 _FREE = {
     "drop_path",
     "freeze_trunk",
@@ -450,17 +534,45 @@ def differences(
 
 def load_model(
     path,  # a file written by `save_model`
+    base="clip",  # where a file without a trunk gets it: 'clip', or the path of CLIP's weights
     **overrides,  # fields that may differ, such as drop_path
 ) -> PeVL:  # in eval mode
     "A model from its own checkpoint"
-    return _load(path, replace(read_config(path), **overrides))
+    return _load(path, changed(read_config(path), overrides), base)
 
 
-def _load(path, config):
+def changed(config: PeVLConfig, overrides: dict) -> PeVLConfig:
+    "The configuration with other values in known fields"
+    known = [f.name for f in fields(PeVLConfig)]
+    for k in overrides:
+        did_you_mean("field", k, known)
+    return replace(config, **overrides)
+
+
+def did_you_mean(kind: str, value: str, choices: list):
+    "ValueError for an unknown name, with the near ones"
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices
+        raise ValueError(f"unknown {kind} {value!r}, did you mean {' or '.join(near)}?")
+
+
+def _load(path, config, base="clip", kind=None):
+    held = read_header(path)
     if diff := differences(read_config(path), config):
         raise ValueError(f"{path}: the checkpoint's {'; '.join(diff)}")
-    model = PeVL(config)
-    load_state(model, read_weights(path), str(path))
+    lacks = held.get("trunk")
+    model = (kind or PeVL)(config, load_clip(config.clip, base) if lacks else None)
+    state = read_weights(path)
+    if lacks:
+        found = checksum(model.clip.state_dict())
+        if found != lacks["sha256"]:
+            raise ValueError(
+                f"{path}: was saved without its trunk, {lacks['sha256']}; {base!r} of CLIP {config.clip!r} is {found}: "
+                "expected the same one (base)"
+            )
+        state = {f"clip.{k}": v for k, v in model.clip.state_dict().items()} | state
+    load_state(model, state, str(path))
+    model.__dict__["_noted"] = held["facts"], checksum(own_state(model))
     return model.eval()
 
 # %% ../../nbs/model/07_pevl.ipynb #a24eeaf5
@@ -487,18 +599,14 @@ def list_models(
     "Names that `create_model` knows"
     return [n for n in MODELS if fnmatch(n, pattern)]
 
-# %% ../../nbs/model/07_pevl.ipynb #e3c30533
+# %% ../../nbs/model/07_pevl.ipynb #50047ded
 def get_config(
     name: str,  # one of `list_models()`
     **overrides,  # fields of PeVLConfig
 ) -> PeVLConfig:
     "A named configuration, changed; unknown names and fields list the near ones"
-    known = [f.name for f in fields(PeVLConfig)]
-    for kind, value, choices in [("model", name, list(MODELS)), *(("field", k, known) for k in overrides)]:
-        if value not in choices:
-            near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices
-            raise ValueError(f"unknown {kind} {value!r}, did you mean {' or '.join(near)}?")
-    return replace(MODELS[name], **overrides)
+    did_you_mean("model", name, list(MODELS))
+    return changed(MODELS[name], overrides)
 
 # %% ../../nbs/model/07_pevl.ipynb #4896cb1f
 def create_model(
@@ -517,3 +625,103 @@ def create_model(
             f"unknown weights {weights!r}: expected {', '.join(['None', 'clip', *RELEASES])} or the path of a checkpoint"
         )
     return _load(weights, config)
+
+# %% ../../nbs/model/07_pevl.ipynb #ff125b72
+def find_shared(
+    where,  # folder or file of a checkpoint, a name in RELEASES, or 'owner/name' on the hub
+    **how,  # revision, local_files_only, force_download, token, cache_dir: of the hub
+) -> tuple:  # path of the checkpoint, path of its config.json or None
+    "The files of a model, downloaded if need be"
+    if str(where) in RELEASES:
+        return release_file(RELEASES[str(where)]), None
+    path = Path(where)
+    if path.is_dir():
+        note = path / "config.json"
+        return at_home(path), note if note.exists() else None
+    if path.exists() or path.suffix == ".safetensors":
+        return path, None
+    if len([part for part in str(where).split("/") if part]) != 2:
+        known = f"a folder, a .safetensors file, {', '.join(RELEASES)}, or owner/name on the hub"
+        hint = f"; create_model({where!r}) makes an untrained one" if str(where) in MODELS else ""
+        raise ValueError(f"{str(where)!r}: no such folder or file, expected {known}{hint}")
+    note = hub_file(str(where), "config.json", **how)
+    if note:
+        read_note(note)
+    path = hub_file(str(where), "model.safetensors", **how)
+    if path is None:
+        raise FileNotFoundError(
+            f"{where}: no model.safetensors in this repository; pickles (.bin, .pt) are not read"
+        )
+    return path, note
+
+
+def at_home(folder: Path) -> Path:
+    "The checkpoint in a folder"
+    if not (folder / "model.safetensors").is_file():
+        found = [
+            p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        ]
+        but = f"; {found[0]} is a pickle, and pickles are not read" if found else ""
+        raise FileNotFoundError(f"{folder}: no model.safetensors in this folder{but}")
+    return folder / "model.safetensors"
+
+# %% ../../nbs/model/07_pevl.ipynb #6ed60e78
+def hub_file(
+    repo: str,  # 'owner/name'
+    name: str,  # of the file
+    **how,  # revision, local_files_only, ...
+) -> Path:  # None if the repository has no such file
+    "A file of a repository on the hub, from the network or from what was downloaded before; every failure is one line"
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, library_name="pevl", **how))
+    except errors.HFValidationError:
+        raise ValueError(f"{repo!r}: no such folder, and no name of a repository on the hub") from None
+    except errors.GatedRepoError:
+        why = "its owner has to let you in (ask on its page, then hf auth login)"
+    except errors.RepositoryNotFoundError:
+        why = "no such folder here, and no such repository on the hub, or a private one (hf auth login)"
+    except errors.RevisionNotFoundError:
+        why = f"no revision {how.get('revision')!r}"
+    except errors.LocalEntryNotFoundError:
+        if how.get("local_files_only") and name != "model.safetensors":
+            return None  # nobody had it
+        why = f"{name} was not downloaded before, and the hub " + (
+            "was not to be asked" if how.get("local_files_only") else "cannot be reached"
+        )
+    except errors.EntryNotFoundError:
+        return None
+    except (OSError, errors.HTTPError) as e:
+        why = (
+            f"download of {name} failed ({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:80]})"
+        )
+    raise OSError(f"{repo}: {why}")
+
+# %% ../../nbs/model/07_pevl.ipynb #f41f2458
+def read_note(path) -> dict:
+    "A config.json that is ours, as it stands there"
+    try:
+        said = json.loads(Path(path).read_text(encoding="utf-8"))
+        ours = isinstance(said, dict) and {"clip", "modalities"} <= said.keys()
+    except ValueError:
+        ours = False
+    if not ours:
+        raise ValueError(f"{path}: not a PeVL configuration, expected what save_pretrained writes")
+    return said
+
+
+def check_note(path, config: PeVLConfig):
+    "ValueError in one line for a config.json that contradicts the header of model.safetensors"
+    said, own = read_note(path), json.loads(json.dumps(asdict(config)))
+    if wrong := [
+        f"{k} is {said[k]!r}, in model.safetensors {v!r}" for k, v in own.items() if said.get(k, v) != v
+    ]:
+        raise ValueError(
+            f"{path}: {'; '.join(wrong)}. The weights fit the latter: expected both alike, or no config.json"
+        )
+
+
+def write_note(config: PeVLConfig, folder):
+    "config.json: what the header of model.safetensors says, for those who read only this"
+    write_atomic(Path(folder, "config.json"), json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")

@@ -126,7 +126,7 @@ class V2P(nn.Module):
 def check_groups(tokens, video, slots, groups, grouping):
     "ValueError in one line for inputs of V2P that do not belong together"
     (B, _, P, _), (_, Tv, L, _) = tokens.shape, video.shape
-    if slots.shape != (B, Tv) or len(video) != B:
+    if slots.shape != (B, Tv) or video.shape[0] != B:
         raise ValueError(
             f"slots {tuple(slots.shape)}, video {tuple(video.shape)}: expected ({B}, Tv) and ({B}, Tv, 1 + N, D)"
         )

@@ -6,9 +6,9 @@
 __all__ = ['PLAIN', 'FUSED', 'VARIANTS', 'Row', 'row', 'list_variants', 'variant', 'same_as', 'described', 'variant_table']
 
 # %% ../../nbs/model/09_variants.ipynb #c7ab98dd
-import difflib
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from ..data.files import did_you_mean
 from .pevl import get_config
 
 # %% ../../nbs/model/09_variants.ipynb #91ab5014
@@ -120,8 +120,7 @@ def variant(
 ) -> dict:  # for `create_model`
     "What a row changes in the default configuration; unknown names list the near ones"
     if name not in VARIANTS:
-        near = difflib.get_close_matches(name, [*VARIANTS], n=3, cutoff=0.3) or [*VARIANTS]
-        raise ValueError(f"unknown variant {name!r}, did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
     out = dict(VARIANTS[name].overrides)
     return out if "text" in out.get("modalities", ("text",)) else out | dict(classes=classes)
 

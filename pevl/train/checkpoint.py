@@ -165,7 +165,9 @@ def read_parts(path, held: str, tensors: dict) -> dict:
         if facts["version"] != VERSION:
             raise ValueError
     except (ValueError, KeyError, TypeError, IndexError):
-        raise ValueError(f"{path}: a checkpoint of another version of pevl") from None
+        raise ValueError(
+            f"{path}: a checkpoint of another version of pevl: go on with that one, or begin in another folder"
+        ) from None
     return parts
 
 # %% ../../nbs/train/02_checkpoint.ipynb #cc3fe510
@@ -232,7 +234,9 @@ def fitting(path, mine: dict) -> dict:  # its PARTS
     "Read a checkpoint; ValueError if it is not this run's"
     c = load_checkpoint(path)
     if wrong := misfits(c, mine):
-        raise ValueError(f"{path}: cannot be resumed: {'; '.join(wrong)}")
+        raise ValueError(
+            f"{path}: cannot be resumed: {'; '.join(wrong)}; go on with the same recipe and data, or take another folder"
+        )
     return c
 
 

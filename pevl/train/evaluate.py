@@ -7,7 +7,7 @@ __all__ = ['AVERAGES', 'NOT_HASHED', 'NEWER', 'yes_no', 'COLUMNS', 'PRECISION', 
            'Result', 'average_views', 'score_views', 'view_batches', 'evaluate', 'digest', 'configuration_hash',
            'weights_checksum', 'commit_of', 'code_version', 'machine', 'share', 'plain', 'read_row', 'run_facts',
            'result_row', 'table_columns', 'read_table', 'locked', 'csv_line', 'append_row', 'save_result',
-           'load_result', 'plot_confusion']
+           'load_result']
 
 # %% ../../nbs/train/04_evaluate.ipynb #4ffc1170
 import csv, hashlib, io, json, os, platform, re, subprocess
@@ -469,42 +469,3 @@ def load_result(path) -> Result:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as e:
         raise ValueError(f"{path}: not a result of an evaluation ({' '.join(str(e).split())})") from None
     return r
-
-# %% ../../nbs/train/04_evaluate.ipynb #10dde0f9
-def plot_confusion(
-    result: Result,
-    ax=None,  # matplotlib axes
-):
-    "Rows are the truth, columns what the model said; pairs that only the picture separates come first, each in a red square"
-    import matplotlib.pyplot as plt
-
-    ax = ax or plt.subplots(figsize=(7, 5))[1]
-    m = result.scores["confusion"].float()
-    m = m / m.sum(1, keepdim=True).clamp(min=1)
-    C = len(m)
-    order = [
-        *dict.fromkeys([c for pair in result.pairs for c in pair] + [*range(C)])
-    ]  # partners stand side by side
-    m = m[order][:, order]
-    ax.imshow(m, cmap="Blues", vmin=0, vmax=1)
-    ax.set(xlabel="said", ylabel="truth")
-    ax.set_xticks(range(C), order)
-    ax.set_yticks(range(C), [f"{result.classes[c]} ({c})" for c in order], fontsize=7)
-    if C <= 16:
-        [
-            ax.text(
-                j,
-                i,
-                f"{m[i, j]:.0%}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if m[i, j] > 0.6 else "black",
-            )
-            for i in range(C)
-            for j in range(C)
-            if m[i, j] > 0.005
-        ]
-    for i in range(0, 2 * len(result.pairs), 2):
-        ax.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 2, 2, fill=False, ec="tab:red", lw=1.5))
-    return ax

@@ -436,13 +436,17 @@ def check_out(
     others = ("checkpoint.pt", "model.safetensors", "summary.json")
     held = saved + [n for n in others if (out / n).exists()]
     if held and not resume:
-        raise ValueError(f"{out}: holds a run already ({held[0]}), expected --resume or another folder")
+        raise ValueError(
+            f"{out}: holds a run already ({held[0]}), expected --resume to go on with it, or another folder"
+        )
     if held and not saved:
         if held[0] == "checkpoint.pt":
             raise ValueError(
-                f"{out / held[0]}: of an older version of pevl, cannot be resumed; expected another folder"
+                f"{out / held[0]}: of an older version of pevl, cannot be resumed: take another folder"
             )
-        raise ValueError(f"{out}: holds {held[0]} but no checkpoint to resume")
+        raise ValueError(
+            f"{out}: holds {held[0]} but no checkpoint to resume: take another folder, or delete this one"
+        )
 
 
 def open_folder(l: Learner):
@@ -470,6 +474,7 @@ def check_broken(
         first = next(iter(broken.values()))
         raise ValueError(
             f"{what}: {len(broken)} of {clips} clips are broken, expected at most {MAX_BROKEN:.0%}; the first: {first}"
+            "; pevl check lists them all"
         )
 
 

@@ -8,10 +8,11 @@ __all__ = ['LOADING', 'LOOKING', 'MEMORY', 'BEST', 'PRESETS', 'CARDS', 'EMBEDDIN
            'param_groups', 'progress', 'lr_factor', 'set_lr']
 
 # %% ../../nbs/train/01_recipe.ipynb #b6459bd0
-import difflib, json, math
+import json, math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
+from ..data.files import did_you_mean
 from ..model.pevl import get_config
 from ..model.variants import variant
 
@@ -162,8 +163,7 @@ def preset(
 ) -> TrainConfig:
     "A named recipe"
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, [*PRESETS], n=2, cutoff=0.4) or [*PRESETS]
-        raise ValueError(f"unknown preset {name!r}, did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
     return from_dict(PRESETS[name])
 
 # %% ../../nbs/train/01_recipe.ipynb #6e364c81
@@ -178,8 +178,7 @@ def from_dict(
         raise ValueError(f"recipe: {cls.__name__} is {values!r}, expected fields {', '.join(own)}")
     for k, v in values.items():
         if k not in own:
-            near = difflib.get_close_matches(k, [*own], n=2, cutoff=0.4) or [*own]
-            raise ValueError(f"recipe: unknown field {k!r}, did you mean {' or '.join(near)}?")
+            raise ValueError(f"recipe: unknown field {k!r}{did_you_mean(k, own)}")
         part = own[k].default_factory
         out[k] = from_dict(v, part) if is_dataclass(part) else tuple(v) if isinstance(v, list) else v
     return cls(**out)
