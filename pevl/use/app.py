@@ -123,7 +123,7 @@ def show_moments(
         if m.masked is not None:
             both.append(
                 figure.format(
-                    picture(m.masked), "Frame under the mask", when, "mask: the yellower, the more it counts"
+                    picture(m.masked), "Frame under the mask", when, "mask: the darker, the more it counts"
                 )
             )
         at = f"data-at='{100 * m.seconds / seconds:.2f}%' data-say='{when}'"
@@ -140,7 +140,7 @@ def show_phrases(
     phrases,  # of Phrase: text, start, end (seconds), share (of the frames)
     seconds: float,  # length of the video
 ) -> str:  # HTML
-    "When which phrase of the best label fits best"
+    "Where the frames are most like each phrase of the best label"
     if not phrases:
         return ""
     row = (
@@ -316,7 +316,8 @@ def show_answer(
     data = base64.b64encode(p.to_json().encode()).decode()
     save = f'<a class="pv-save" download="{e(p.video.stem)}.json" href="data:application/json;base64,{data}">Save as JSON</a>'
     when = (
-        "<p>When each phrase of the best text fits best; the line is the moment above.</p>"
+        "<p>Where the frames are most like each phrase of the best text; the line is the moment above. "
+        "The model was never taught when a phrase happens.</p>"
         if p.phrases
         else ""
     )

@@ -457,6 +457,8 @@ def check_predict(o: Predict):
         raise ValueError(
             f"--{'minimum' if o.stride is None else 'stride'}: expected --window SECONDS with it"
         )
+    if not 0 <= o.minimum <= 1:
+        raise ValueError(f"--minimum {o.minimum}: expected 0 to 1")
     expect_file(o.pose, "a pose file (.npz)") if o.pose else None
     if o.overlay:
         if not folder and (o.overlay.suffix.lower() != ".mp4" or o.overlay.is_dir()):

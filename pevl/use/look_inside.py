@@ -436,8 +436,9 @@ def show_timeline(
     "A row for each text, a bar for each time that it happens, with its probability or share"
     found = as_spans(spans)
     texts = list(dict.fromkeys(t for t, *_ in found))
+    names = [textwrap.fill(textwrap.shorten(t, 96), 32) for t in texts]
     last = seconds or max([end for *_, end, _ in found], default=1) or 1
-    ax = _axes(ax, 6.4, 0.9 + 0.3 * max(1, len(texts)))
+    ax = _axes(ax, 6.4, 0.9 + sum(0.14 + 0.16 * len(n.splitlines()) for n in names or [""]))
     for text, start, end, share in found:
         y = texts.index(text)
         ax.barh(y, end - start, left=start, height=0.7, color=phrase_colour(y), ec="k", lw=0.6)
@@ -445,7 +446,7 @@ def show_timeline(
             kw = dict(ha="center", va="center", fontsize=9, clip_on=True, color=ink(phrase_colour(y)))
             ax.text((start + end) / 2, y, f"{share:.0%}", **kw)
     ax.set(xlim=(0, last), ylim=(max(1, len(texts)) - 0.5, -0.5), xlabel="seconds")
-    ax.set_yticks(range(len(texts)), [textwrap.fill(textwrap.shorten(t, 58), 30) for t in texts], fontsize=9)
+    ax.set_yticks(range(len(texts)), names, fontsize=9)
     return _titled(ax, title)
 
 # %% ../../nbs/use/05_look_inside.ipynb #309078b9

@@ -636,7 +636,7 @@ def choose_labels(
     known = facts.get("classes")
     if labels is None and known is None:
         raise ValueError(
-            f"{name if isinstance(name, (str, Path)) else 'model'}: notes no classes, expected labels"
+            f"{name if isinstance(name, (str, Path)) else 'model'}: notes no classes, expected labels, such as 'a squat' and 'a lunge'"
         )
     if model.text is None:  # its classes are numbers: as many texts, in their order
         labels = list(known if labels is None else labels)
