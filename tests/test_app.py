@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ LABELS = ["a forward dive", "a back dive, in the tuck position", "an <b>inward</
 
 # Twice in one process: what ends the first app does not end the program, and importing torch takes its time
 CODE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 from pevl.use.app import launch
 launch(samples=[])
 launch(max_mb=1, max_seconds=5)
@@ -67,6 +70,11 @@ def app(tmp_path_factory):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     process = subprocess.Popen([sys.executable, "-c", CODE], text=True, env=env, **pipes)
 
+    late = threading.Timer(
+        300, process.kill
+    )  # an app that does not answer fails the tests, and does not stop them
+    late.start()
+
     def line():
         said = process.stdout.readline()
         assert said, process.communicate()[1]
@@ -80,12 +88,15 @@ def app(tmp_path_factory):
             assert s.connect_ex(("127.0.0.2", url.port)), "listens on more than 127.0.0.1"
         process.send_signal(signal.SIGINT)
         assert line() == "the" and not folder.exists()  # the app has ended
-        yield line(), tmp
+        second = line()
+        late.cancel()
+        yield second, tmp
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and not err, err
         assert clean(), left(tmp)
     finally:
+        late.cancel()
         process.kill()
 
 

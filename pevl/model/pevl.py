@@ -6,11 +6,11 @@
 __all__ = ['MODELS', 'RELEASES', 'MADE', 'PeVLConfig', 'check_sets', 'check_config', 'Features', 'identity_layer', 'Fusion',
            'UCMR', 'trim', 'Encoders', 'make_encoders', 'fuse', 'needed', 'remembered', 'PeVL', 'positive',
            'count_parameters', 'checksum', 'own_state', 'trunk_note', 'save_model', 'read_header', 'read_config',
-           'differences', 'load_model', 'changed', 'did_you_mean', 'list_models', 'get_config', 'create_model',
+           'differences', 'load_model', 'changed', 'check_name', 'list_models', 'get_config', 'create_model',
            'find_shared', 'at_home', 'hub_file', 'read_note', 'check_note', 'made_card', 'write_note']
 
 # %% ../../nbs/model/07_pevl.ipynb #d4b63ec7
-import difflib, hashlib, json, math, os
+import hashlib, json, math, os
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
 from importlib import import_module
@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
-from ..data.files import write_atomic
+from ..data.files import did_you_mean, write_atomic
 from ..data.pose import get_layout
 from ..data.text import tokenizer
 from .clip import load_clip, load_state, read_weights, release_file
@@ -549,15 +549,14 @@ def changed(config: PeVLConfig, overrides: dict) -> PeVLConfig:
     "The configuration with other values in known fields"
     known = [f.name for f in fields(PeVLConfig)]
     for k in overrides:
-        did_you_mean("field", k, known)
+        check_name("field", k, known)
     return replace(config, **overrides)
 
 
-def did_you_mean(kind: str, value: str, choices: list):
+def check_name(kind: str, value: str, choices: list):
     "ValueError for an unknown name, with the near ones"
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices
-        raise ValueError(f"unknown {kind} {value!r}, did you mean {' or '.join(near)}?")
+        raise ValueError(f"unknown {kind} {value!r}{did_you_mean(value, choices, cutoff=0.3)}")
 
 
 def _load(path, config, base="clip", kind=None):
@@ -609,7 +608,7 @@ def get_config(
     **overrides,  # fields of PeVLConfig
 ) -> PeVLConfig:
     "A named configuration, changed; unknown names and fields list the near ones"
-    did_you_mean("model", name, list(MODELS))
+    check_name("model", name, list(MODELS))
     return changed(MODELS[name], overrides)
 
 # %% ../../nbs/model/07_pevl.ipynb #4896cb1f
@@ -691,7 +690,7 @@ def hub_file(
     except errors.LocalEntryNotFoundError:
         if how.get("local_files_only") and name != "model.safetensors":
             return None  # nobody had it
-        why = f"{name} was not downloaded before, and the hub " + (
+        why = f"no such folder here, {name} was not downloaded before, and the hub " + (
             "was not to be asked" if how.get("local_files_only") else "cannot be reached"
         )
     except errors.EntryNotFoundError:

@@ -7,9 +7,9 @@ __all__ = ['SMALLEST', 'Modalities', 'Labels', 'Backend', 'Model', 'Samples', 'D
            'expect_file', 'expect_data', 'expect_place', 'then', 'check_numbers', 'Simdive', 'Train', 'make_recipe',
            'show_result', 'find_joints', 'run_train', 'wording', 'Evaluate', 'run_evaluate', 'evaluation_row',
            'write_result', 'Predict', 'read_labels', 'given_labels', 'check_predict', 'run_predict', 'tell', 'shown',
-           'Features', 'run_features', 'Export', 'run_export', 'Share', 'run_share', 'App', 'Demo', 'Pretrain', 'Pack',
-           'run_pack', 'Check', 'run_check', 'Pose', 'holds_poses', 'run_pose', 'extract_poses', 'convert_poses',
-           'Cost', 'Ablate', 'expand', 'run_ablate', 'parse', 'one_line', 'fail', 'main']
+           'Features', 'run_features', 'Export', 'run_export', 'Share', 'expect_model', 'run_share', 'App', 'Demo',
+           'Pretrain', 'Pack', 'run_pack', 'Check', 'run_check', 'Pose', 'holds_poses', 'run_pose', 'extract_poses',
+           'convert_poses', 'Cost', 'Ablate', 'expand', 'run_ablate', 'parse', 'one_line', 'fail', 'main']
 
 # %% ../../nbs/use/10_cli.ipynb #6685cb32
 import os, re, sys
@@ -626,12 +626,23 @@ class Share:
         run_share(self)
 
 
+def expect_model(weights: str):
+    "An error unless this is a file, a folder or a release: what is misspelt must not be looked for on the hub"
+    from pevl.model.pevl import RELEASES
+
+    if weights not in RELEASES and not Path(weights).exists():
+        raise FileNotFoundError(
+            f"{weights}: no such file or folder, expected a run, a checkpoint or {', '.join(RELEASES)}"
+        )
+
+
 def run_share(o: Share):
     "Save, or upload"
     if (o.out is None) == (o.push is None):
         raise ValueError("pevl share: expected either --out FOLDER or --push OWNER/NAME")
     expect_place(o.out) if o.out else None
     expect_file(o.results, "results of pevl evaluate") if o.results else None
+    expect_model(o.weights)
     import torch
     from pevl.model.pevl import PeVL
     from pevl.use.share import push, save_for_hub

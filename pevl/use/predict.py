@@ -31,7 +31,14 @@ from ..data.video import VideoError, count_packets, open_video
 from ..loss.refinement import unit
 from ..loss.total import logits
 from ..model.clip import release_file
-from ..model.pevl import RELEASES, Features, create_model, list_models, load_model, read_config
+from pevl.model.pevl import (
+    RELEASES,
+    Features,
+    create_model,
+    list_models,
+    load_model,
+    read_config,
+)
 from ..train.alignment import attended
 from ..train.evaluate import average_views
 
@@ -143,7 +150,9 @@ def read_facts(
     "What a training run noted in a checkpoint about the texts it was trained with"
     from safetensors import safe_open
 
-    path = None if isinstance(model, torch.nn.Module) else find_checkpoint(model)
+    if isinstance(model, torch.nn.Module):
+        return getattr(model, "facts", {})
+    path = find_checkpoint(model)
     if path is None:
         return {}
     read_config(path)  # it is a checkpoint, or this is an error
