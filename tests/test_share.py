@@ -244,7 +244,7 @@ REFUSED = {
     "headless": "not a PeVL checkpoint",
     "pickle": "them/pickle: no model.safetensors in this repository; pickles (.bin, .pt) are not read",
     "contradiction": "T is 48, in model.safetensors 24",
-    "cached only": "me/other: model.safetensors was not downloaded before, and the hub was not to be asked",
+    "cached only": "me/other: no such folder here, model.safetensors was not downloaded before, and the hub was not to be asked",
     "token": "me/mine: not logged in",
     "rows": "rows was measured with these weights",
 }
