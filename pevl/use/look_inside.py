@@ -663,7 +663,7 @@ def _uri(jpeg, png):
 
 _MOVE = """(()=>{const d=DATA,alt=ALT;for(const b of document.querySelectorAll('[data-slider="KEY"]')){
 if(b.dataset.on)continue;b.dataset.on=1;const q=s=>b.querySelector(s),i=q('input'),p=q('img'),c=q('figcaption'),f=p.src;
-q('label').style.display='flex';i.oninput=i.onchange=()=>{const[u,t]=d[+i.value];p.src=u||f;p.alt=alt?alt+', '+t:t;
+const l=q('label');l.hidden=false;l.style.display='flex';i.oninput=i.onchange=()=>{const[u,t]=d[+i.value];p.src=u||f;p.alt=alt?alt+', '+t:t;
 c.textContent=t;i.setAttribute('aria-valuetext',t)};i.oninput()}})()"""
 
 
@@ -676,7 +676,7 @@ def _slider_html(uris, size, captions, alt, label, start, width):
     first, name = (f"{alt}, {captions[start]}", f"{label}: {alt}") if alt else (captions[start], label)
     return f"""<figure data-slider="{key}" style="margin:1em 0;max-width:{width}px">
 <img src="{uris[start]}" alt="{e(first)}" width="{size[1]}" height="{size[0]}" style="width:100%;height:auto;display:block">
-<label style="display:none;align-items:center;gap:.6em">{e(label)} <input type="range" min="0" max="{len(uris) - 1}"
+<label hidden style="display:none;align-items:center;gap:.6em">{e(label)} <input type="range" min="0" max="{len(uris) - 1}"
 step="1" value="{start}" aria-label="{e(name)}" aria-valuetext="{e(captions[start])}"
 style="flex:1;min-width:0;height:44px;margin:0;accent-color:{OTHER}"></label>
 <figcaption>{e(captions[start])}</figcaption>
