@@ -33,7 +33,8 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 from pevl.use.app import launch
 launch(samples=[])
-launch(max_mb=1, max_seconds=5)
+from pevl.use.cli import main
+raise SystemExit(main(["app", "--max-mb", "1", "--max-seconds", "5"]))
 """
 
 
@@ -152,12 +153,13 @@ def rank(page, labels=None):
     "Press the button; the ranked labels with their percentages, or the text of the refusal"
     if labels is not None:
         page.get_by_label("Texts to choose from").fill("\n".join(labels))
-    before = page.locator("#result").inner_html()
+    page.evaluate(
+        "document.querySelector('#result .pv')?.setAttribute('data-old', '')"
+    )  # a new answer has no mark
     page.get_by_role("button", name="Rank the texts").click()
-    page.wait_for_function(
-        "old => document.querySelector('#result').innerHTML.length != old", arg=len(before)
-    )
-    page.locator("#result .pv-ranked, #result .pv-error").first.wait_for()
+    page.locator("#result .pv:not([data-old])").filter(has=page.locator(".pv-ranked")).or_(
+        page.locator("#result .pv-error:not([data-old])")
+    ).first.wait_for()
     if page.locator("#result .pv-error").count():
         return page.get_by_role("alert").filter(has_text=re.compile(".")).first.inner_text()
     return [

@@ -322,6 +322,13 @@ def test_features_export_and_share_refuse_before_the_work(clip, tmp_path, refuse
     assert not list(tmp_path.glob("[fms]*"))
 
 
+def test_export_takes_the_classes_of_the_checkpoint(run, tmp_path, says):
+    out = says("export", run, "--out", tmp_path / "model" / "clip.pt2")
+    classes = json.loads((run / "summary.json").read_text())["classes"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["clip.pt2", "labels.safetensors"]
+    assert f"features of {len(classes)} label texts" in out
+
+
 # --- numbers and places ---
 
 NUMBERS = [

@@ -586,28 +586,22 @@ class Export:
 
 
 def run_export(o: Export):
-    "The graph, the features of the labels, and forty lines that show how to use both"
+    "The graph, the features of the labels, and for ONNX forty lines that show how to use both"
     if o.out.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"--out {o.out}: expected a name that ends in .onnx or .pt2")
     expect_place(o.out.parent)
-    labels = given_labels(o.labels, o.weights)
     from pevl.use.export import export_clip_encoder, save_labels, write_runner
-    from pevl.use.predict import load_any, read_facts
+    from pevl.use.predict import load_any
 
-    model, facts = load_any(o.weights), read_facts(o.weights)
-    if labels is None and "classes" not in facts:
-        raise ValueError(
-            f"{o.weights}: notes no classes, expected --labels, such as --labels 'a squat' 'a lunge'"
-        )
-    labels = list(dict.fromkeys(facts["classes"])) if labels is None else labels
+    model, beside = load_any(o.weights), o.out.with_name("labels.safetensors")
     o.out.parent.mkdir(parents=True, exist_ok=True)
+    n = save_labels(model, beside, given_labels(o.labels, o.weights), o.kind, o.template)
     off = export_clip_encoder(model, o.out)
-    beside = o.out.with_name("labels.safetensors"), o.out.with_name("rank.py")
-    n = save_labels(model, beside[0], labels, **wording(o, facts))
-    write_runner(beside[1])
     print(f"{o.out}: the graph; it differs from the model by at most {max(off.values()):.1e}")
-    print(f"{beside[0]}: features of {n} label texts")
-    print(f"{beside[1]}: how to use both without pevl or torch")
+    print(f"{beside}: features of {n} label texts")
+    if o.out.suffix == ".onnx":
+        write_runner(o.out.with_name("rank.py"))
+        print(f"{o.out.with_name('rank.py')}: how to use both without pevl or torch")
 
 # %% ../../nbs/use/10_cli.ipynb #0def94bc
 @dataclass

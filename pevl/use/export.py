@@ -258,12 +258,13 @@ def save_labels(
     from safetensors.torch import save
 
     model, path = model.eval() if isinstance(model, nn.Module) else PeVL.from_pretrained(model), Path(path)
-    labels, facts, c = labels or model.facts.get("classes"), model.facts, model.config
+    facts, c = model.facts, model.config
+    labels = labels or list(dict.fromkeys(facts.get("classes", ())))  # two classes may share a text
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
     if not labels:
         raise ValueError(
-            "labels: none are given and the checkpoint notes none, expected texts to choose from"
+            "labels: none are given and the checkpoint notes no classes, expected texts such as 'a squat', 'a lunge'"
         )
     say = dict(kind=kind or facts.get("kind", "diving"), template=template or facts.get("template", "paper"))
     tensors = {}

@@ -12,11 +12,10 @@ __all__ = ['COLOURS', 'BOTH', 'MARK', 'OTHER', 'PHRASES', 'AMOUNT', 'TABLE', 'RC
 import base64, hashlib, html, io, json, math, re, textwrap
 import numpy as np
 import torch
-from ..data.pose import LEFT, MIDDLE, RIGHT, SIDE_COLOURS, draw_pose, get_layout
+from ..data.pose import LEFT, MIDDLE, PALETTE, RIGHT, SIDE_COLOURS, draw_pose, get_layout
 
 # %% ../../nbs/use/05_look_inside.ipynb #8bd93769
-COLOURS = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73")  # Okabe and Ito's eight
-COLOURS |= dict(yellow="#F0E442", blue="#0072B2", vermilion="#D55E00", purple="#CC79A7")
+COLOURS = dict(zip("orange sky green yellow blue vermilion purple black".split(), PALETTE))
 BOTH = COLOURS["purple"]  # a patch with joints of both sides
 MARK, OTHER = COLOURS["vermilion"], COLOURS["blue"]  # what to look at; what to compare it with
 PHRASES = tuple(COLOURS[n] for n in "green orange sky purple blue vermilion yellow".split())
