@@ -248,6 +248,19 @@ def test_reference_has_every_name():
         assert nbdev_myst.api_label(module) in forth
 
 
+def test_a_name_that_the_chapter_binds_itself_is_no_link():
+    cell = nbdev_myst.nbformat.v4.new_code_cell
+    code = "from pevl.train.learner import train\ndef draw(rank, drop_path=0.1):\n    weights = rank\npevl.predict(1)"
+    seen = nbdev_myst.words(nbdev_myst.nbformat.v4.new_notebook(cells=[cell(code), cell("%no python")]))
+    links = lambda name: nbdev_myst.link_names(f"so `{name}` is", "model.mask", seen) != f"so `{name}` is"
+    assert all(
+        map(
+            links, ["train", "predict", "PeVL", "group_softmax", "pose_mask", "PeVL.encode_clip", "pevl.rank"]
+        )
+    )
+    assert not any(map(links, ["rank", "drop_path", "weights", "draw", "evaluate", "ablate.csv", "train.lr"]))
+
+
 def test_reference_reads_signatures():
     source = """
 def f(

@@ -10,6 +10,7 @@ What is read here once, pevl_reference.py and tools/book.py use too.
 """
 
 import ast
+import contextlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -199,9 +200,35 @@ def callouts(chapter):
     return found
 
 
-def resolve(name, own):
-    "The target of a backticked name seen in the chapter of module `own`: (kind, target), or None"
+def words(nb):
+    "(names that a notebook takes from the package, names that it binds itself: variables, parameters, keywords)"
+    taken, bound = set(), set()
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        with contextlib.suppress(SyntaxError):
+            for node in ast.walk(ast.parse(split_directives(cell.source)[1])):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pevl"):
+                    taken |= {a.asname or a.name for a in node.names}
+                elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "pevl":
+                    taken.add(node.attr)
+                elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    bound.add(node.name)
+                elif isinstance(node, ast.arg | ast.keyword):
+                    bound.add(node.arg)
+                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    bound.add(node.id)
+    return taken, bound
+
+
+def resolve(name, own, seen=None):
+    """The target of a backticked name in the chapter of module `own`: (kind, target), or None
+
+    `seen` is what `words` says of the notebook. A name that the notebook binds itself means that, and a plain word
+    means a function of the package only where the notebook takes it from there.
+    """
     pages, names = index()
+    seen = None if name.startswith("pevl.") else seen
     name = name.removeprefix("pevl.")
     if name in pages:
         return "page", f"/{pages[name]}.ipynb"
@@ -209,17 +236,21 @@ def resolve(name, own):
     full = next((m for m in pages if module and (m == module or m.endswith("." + module))), None)
     if full and full in names.get(rest, []):
         return "name", label(full, rest)
-    first = name.split(".")[0]  # a method links to its class
+    first, _, rest = name.partition(".")  # a method links to its class
+    if rest and not first[0].isupper():
+        return None
     homes = names.get(first, [])
     home = own if own in homes else homes[0] if len(homes) == 1 else None
+    if seen and home != own and first not in seen[0] and (first in seen[1] or re.fullmatch("[a-z]+", first)):
+        return None
     return ("name", label(home, first)) if home else None
 
 
-def link_names(text, own):
+def link_names(text, own, seen=None):
     "Link backticked names outside code fences"
 
     def link(m):
-        found = resolve(m[1], own)
+        found = resolve(m[1], own, seen)
         if found is None:
             return m[0]
         kind, target = found
@@ -308,7 +339,7 @@ def page_of(nb, module):
 
 def read_notebook(text):
     nb, cells, marked = nbformat.reads(text, as_version=4), [], set()
-    own = module_of(nb)
+    own, seen = module_of(nb), words(nb)
     page, boxes, section, prose = page_of(nb, own), 0, "", ""
     for cell in nb.cells:
         if cell.cell_type == "markdown":
@@ -319,7 +350,7 @@ def read_notebook(text):
             if page:
                 cell.source, boxes = mark_callouts(cell.source, page, boxes)
                 cell.source = BADGE.sub(twins(page), cell.source)
-            cell.source = link_names(cell.source, own)
+            cell.source = link_names(cell.source, own, seen)
         if cell.cell_type != "code":
             cells.append(cell)
             continue

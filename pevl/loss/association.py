@@ -16,14 +16,14 @@ from .refinement import cosines, unit
 def soft_weights(
     x: torch.Tensor,  # (..., n, ...)
     temperature,  # above 0, math.inf: equal weights; number or tensor
-    dim: int,
+    dim: int,  # of x, along which the weights sum to 1
     keep: torch.Tensor,  # bool, shape of x
 ) -> torch.Tensor:  # shape of x
     "softmax(x / temperature) along `dim` over what is kept; zeros elsewhere, and where nothing is kept"
     return (x / temperature).masked_fill(~keep, torch.finfo(x.dtype).min).softmax(dim).masked_fill(~keep, 0)
 
 
-def soft_pick(x, temperature, dim, keep):  # -> x without `dim`
+def soft_pick(x, temperature, dim, keep):  # as for soft_weights -> x without `dim`
     "Mean of `x` along `dim`, weighted by its own softmax: the mean for a large temperature, the maximum for a small one"
     return (soft_weights(x, temperature, dim, keep) * x).sum(dim)
 
@@ -49,7 +49,11 @@ def attend_twice(
     return (soft_pick(a, second, -1, f.expand(a.shape)) + soft_pick(b, second, -1, w.expand(b.shape))) / 2
 
 
-def keep_all(mask, n, like):  # -> (..., n) bool
+def keep_all(
+    mask,  # (..., n) bool, or None
+    n,  # how many there are
+    like,  # a tensor on the right device
+):  # (..., n) bool
     "The mask, or one that keeps all"
     if mask is None:
         return torch.ones(n, dtype=torch.bool, device=like.device)
@@ -61,7 +65,7 @@ def keep_all(mask, n, like):  # -> (..., n) bool
 def frame_word(
     frames: torch.Tensor,  # (B, T, E)
     words: torch.Tensor,  # (C, L, E)
-    temperature=0.01,
+    temperature=0.01,  # t of attend_twice
     second=None,  # as for attend_twice
     frame_mask: torch.Tensor = None,  # (B, T) bool
     word_mask: torch.Tensor = None,  # (C, L) bool
@@ -95,7 +99,10 @@ ROADS = dict(
 )  # what each association needs
 
 
-def check_roads(features, which):
+def check_roads(
+    features,  # Features
+    which,  # names of associations
+):
     "ValueError in one line for associations that cannot be computed"
     if not which or len(set(which)) < len(which) or set(which) - ROADS.keys():
         raise ValueError(f"associations {tuple(which)}: expected some of {', '.join(ROADS)}, each once")
@@ -108,7 +115,7 @@ def check_roads(features, which):
 def associations(
     features,  # Features of B clips and C texts
     which=("vs", "ps", "fw"),  # some of them
-    temperature=0.01,
+    temperature=0.01,  # t of fw, as for attend_twice
     second=None,  # of fw, as for attend_twice
     max_cells: int = 2**22,  # as for frame_word
 ) -> dict:  # name -> (B, C)
@@ -128,7 +135,7 @@ def associations(
 # %% ../../nbs/loss/03_association.ipynb #ac2096c6
 def similarity(
     features,  # Features of B clips and C texts
-    which=("vs", "ps", "fw"),
+    which=("vs", "ps", "fw"),  # some of them
     missing: str = "skip",  # a clip without pose: "skip" averages what is left, "zero" counts ps and fw as 0
     **how,  # temperature, second, max_cells, as for associations
 ) -> torch.Tensor:  # (B, C) in -1..1, float32 or better
@@ -147,7 +154,7 @@ def similarity(
 def alignment(
     frames: torch.Tensor,  # (..., T, E)
     words: torch.Tensor,  # (..., L, E) of one text per clip
-    temperature=0.01,
+    temperature=0.01,  # t of the first step of attend_twice
     frame_mask: torch.Tensor = None,  # (..., T) bool
     word_mask: torch.Tensor = None,  # (..., L) bool
     over: str = "frames",  # a word's weights over the frames sum to 1; "words": a frame's weights over the words

@@ -19,7 +19,7 @@ def targets(
 
 # %% ../../nbs/loss/01_contrastive.ipynb #d4b07419
 def kl_rows(
-    logits: torch.Tensor,  # (B, C)
+    logits: torch.Tensor,  # (B, C) similarities times the scale
     q: torch.Tensor,  # (B, C) targets; rows of zeros do not count
 ) -> torch.Tensor:  # scalar
     "Mean over the rows of KL(q ‖ softmax(logits))"

@@ -57,7 +57,7 @@ def nt_xent(
     return total / keep.sum().clamp(min=1) if reduction == "mean" else total
 
 # %% ../../nbs/loss/02_refinement.ipynb #d4cc285f
-def check_refined(z, z_refined, temperature, direction, reduction):
+def check_refined(z, z_refined, temperature, direction, reduction):  # as in nt_xent
     "ValueError in one line for what `nt_xent` cannot take"
     if z.dim() != 2 or z.shape != z_refined.shape:
         raise ValueError(f"before {tuple(z.shape)}, after {tuple(z_refined.shape)}: expected twice (B, E)")

@@ -34,7 +34,7 @@ def strength(
 
 # %% ../../nbs/loss/04_sgmc.ipynb #29ebbd31
 def weights(
-    labels: torch.Tensor,  # (B,)
+    labels: torch.Tensor,  # (B,) of the clips
     strength: torch.Tensor = None,  # (B, B); None: 1 everywhere
     balance: str = "batch",  # negatives together weigh B - 1, as printed; "negatives": as many as there are
 ) -> torch.Tensor:  # (B, B)
@@ -70,9 +70,9 @@ def sgmc_terms(
     labels: torch.Tensor,  # (B,)
     strength: torch.Tensor = None,  # (B, B) as `strength` makes it; None: the plain contrastive loss
     temperature=0.01,  # above 0; number or tensor
-    balance: str = "batch",
-    kl: str = "target",
-    smooth: float = 0.0,  # as for weights and divergence
+    balance: str = "batch",  # or "negatives", as for weights
+    kl: str = "target",  # or "printed", as for divergence
+    smooth: float = 0.0,  # as for divergence
 ) -> torch.Tensor:  # (2, B): of each clip among the texts, of each text among the clips
     "The terms of Eq. 6, one by one"
     B = len(labels)

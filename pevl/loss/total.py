@@ -44,7 +44,9 @@ def text_loss(
     return scores_loss(model, clip_scores(model, features), features.sentence, labels)
 
 
-def clip_scores(model, features):  # -> (B, U) similarities, or (B, classes) what the linear layer says
+def clip_scores(
+    model, features
+):  # as for `logits` -> (B, U) similarities, or (B, classes) of the linear layer
     "The numbers that are compared, clip by clip"
     return logits(model, features) if model.text is None else match(model, features)
 

@@ -34,12 +34,17 @@ class Adapter(nn.Module):
         return x + y if self.skip else y
 
 # %% ../../nbs/model/02_adapters.ipynb #02e33e12
-def drop_path(p: float) -> nn.Module:
+def drop_path(
+    p: float,  # 0..1, share of the clips
+) -> nn.Module:
     "Leaves out a whole branch for a random share `p` of the clips while training, and scales the rest up"
     return StochasticDepth(p, "row") if p else nn.Identity()
 
 
-def borrow(module: nn.Module, **others):
+def borrow(
+    module: nn.Module,  # gets them as attributes
+    **others,  # name=module
+):
     "Let a module use others without owning them: they appear neither in its parameters nor in its state dict"
     module.__dict__.update(others)
 
@@ -47,7 +52,7 @@ def borrow(module: nn.Module, **others):
 def over_time(
     block: nn.Module,  # open_clip ResidualAttentionBlock
     x: torch.Tensor,  # (B, T, L, D) tokens, already normalised
-    missing: torch.Tensor = None,  # (B, T, L) bool
+    missing: torch.Tensor = None,  # (B, T, L) bool, True = nobody may look at this token
 ) -> torch.Tensor:  # (B, L, T, D)
     "The block's attention among the T appearances of one and the same token; the result stays in that order, token by token"
     missing = missing.transpose(1, 2) if missing is not None else None
@@ -89,7 +94,7 @@ class AdaptedBlock(nn.Module):
             return checkpoint(self.once, x, missing, causal, need_weights, use_reentrant=False)
         return self.once(x, missing, causal, need_weights)
 
-    def once(self, x, missing, causal, need_weights):
+    def once(self, x, missing, causal, need_weights):  # as forward
         b, weights = self.block, None
         if self.temporal:
             t = over_time(b, b.ln_1(x), missing)  # (B, L, T, D)
@@ -107,7 +112,7 @@ class AdaptedBlock(nn.Module):
 # %% ../../nbs/model/02_adapters.ipynb #2fd0cf27
 def recompute_blocks(
     model: nn.Module,  # any module with adapted blocks in it
-    on: bool = True,
+    on: bool = True,  # False: keep everything again
 ):
     "Activation checkpointing, block by block: keep inputs, compute the rest again in the backward pass"
     for m in model.modules():
@@ -117,7 +122,7 @@ def recompute_blocks(
 
 def compile_blocks(
     model: nn.Module,  # any module with adapted blocks in it
-    **how,  # for torch.compile, such as backend
+    **how,  # for torch.compile, such as backend='inductor'
 ):
     "`torch.compile` for every adapted block"
     for m in model.modules():

@@ -59,7 +59,7 @@ class VideoEncoder(nn.Module):
     def pool(self, tokens):  # (B, Tv, 1 + N, D) -> (B, E)
         return project(self.visual, tokens[..., 0, :]).mean(1)
 
-    def forward(self, frames):
+    def forward(self, frames):  # (B, Tv, 3, H, W) -> (B, E)
         return self.pool(self.tokens(frames))
 
 # %% ../../nbs/model/03_encoders.ipynb #7bd882fc
@@ -164,7 +164,7 @@ class PoseEncoder(nn.Module):
         else:
             self.embed = JointTokens(cls, T, J, pose_token)
 
-    def tokens(self, keypoints, scores, image_size, need_weights=False):
+    def tokens(self, keypoints, scores, image_size, need_weights=False):  # as `pose_tokens`
         "Joints (B, T, J, 2) in pixels to tokens (B, T, J + 1, D), of heatmaps (B, T, N + 1, D), the extra one last; see `pose_tokens`"
         return pose_tokens(self, keypoints, scores, image_size, need_weights)
 
@@ -182,12 +182,14 @@ class PoseEncoder(nn.Module):
             return torch.ones_like(scores[..., :1], dtype=torch.bool)
         return nn.functional.pad(scores > 0, (0, 1), value=True)
 
-    def forward(self, keypoints, scores, image_size):
+    def forward(
+        self, keypoints, scores, image_size
+    ):  # (B, T, J, 2) pixels, (B, T, J), (H, W) -> PoseFeatures
         return self.pool(self.tokens(keypoints, scores, image_size), scores)
 
 # %% ../../nbs/model/03_encoders.ipynb #5a8ad7fa
 def pose_tokens(
-    encoder: PoseEncoder,
+    encoder: PoseEncoder,  # its embedding and blocks
     keypoints: torch.Tensor,  # (B, T, J, 2) pixels of the crop
     scores: torch.Tensor,  # (B, T, J), 0 = missing
     image_size: tuple,  # (H, W) of the crop
@@ -251,5 +253,5 @@ class TextEncoder(nn.Module):
         words = self.text.ln_final(tokens) @ self.text.text_projection
         return TextFeatures(words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)], words)
 
-    def forward(self, ids):
+    def forward(self, ids):  # (C, 77) -> TextFeatures
         return self.pool(self.tokens(ids), ids)

@@ -49,8 +49,10 @@ class HeatmapTokens(nn.Module):
         return self.patches(maps.to(self.patches.weight.dtype)).flatten(2).mT
 
     def forward(
-        self, points, scores
-    ):  # (B, T, J, 2) in -1..1, (B, T, J) -> (B, T, N + 1, D), the extra token last
+        self,
+        points: torch.Tensor,  # (B, T, J, 2) in -1..1
+        scores: torch.Tensor,  # (B, T, J), 0 = missing
+    ):  # (B, T, N + 1, D), the extra token last
         "One clip at a time; its maps are made again in the backward pass instead of kept"
         flat = [x.flatten(0, 1) for x in (points, scores)]
         if torch.compiler.is_exporting():  # a graph takes any number of clips, all at once

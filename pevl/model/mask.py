@@ -20,7 +20,9 @@ def patch_grid(
     return H // h, W // w, h, w
 
 # %% ../../nbs/model/04_mask.ipynb #f6124e9e
-def wide(x: torch.Tensor) -> torch.Tensor:
+def wide(
+    x: torch.Tensor,  # of any type and shape
+) -> torch.Tensor:
     "Half precision and integers as float32; float32 and float64 as they are"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

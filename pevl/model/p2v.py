@@ -60,7 +60,7 @@ def masked_attention(
 # %% ../../nbs/model/05_p2v.ipynb #5b19ba61
 def split_heads(
     x: torch.Tensor,  # (B, T, L, D)
-    heads: int,
+    heads: int,  # divides D
 ) -> torch.Tensor:  # (B * T, heads, L, D / heads)
     "Tokens as attention kernels want them: all frames of all clips in one batch"
     return x.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -72,7 +72,7 @@ class P2V(nn.Module):
     def __init__(
         self,
         D: int,  # width of the tokens
-        heads: int,
+        heads: int,  # divides D; PeVL takes those of CLIP
         mode: str = "masked",  # as in `masked_softmax`
     ):
         super().__init__()
@@ -108,7 +108,10 @@ class P2V(nn.Module):
         return (z, alpha.unflatten(0, mask.shape[:2])) if need_weights else z
 
 # %% ../../nbs/model/05_p2v.ipynb #2299b1b4
-def check_mask(tokens, mask):
+def check_mask(
+    tokens,  # (B, Tv, 1 + N, D)
+    mask,  # (B, Tv, N) expected
+):
     "ValueError in one line for tokens and mask that do not belong together"
     B, Tv, L, D = tokens.shape
     if mask.shape != (B, Tv, L - 1):

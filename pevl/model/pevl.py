@@ -83,7 +83,9 @@ _SETS = dict(
 _NEEDS = dict(vs={"video", "text"}, ps={"pose", "text"}, fw={"pose", "text"})  # of the associations
 
 
-def check_sets(c: PeVLConfig):
+def check_sets(
+    c: PeVLConfig,  # its tuples are put in order, in place
+):
     "Fields that name several things: known names, each once, in the paper's order; what a missing modality rules out is dropped"
     for name, known in _SETS.items():
         value = getattr(c, name)
@@ -102,7 +104,9 @@ def check_sets(c: PeVLConfig):
         )
 
 
-def check_config(c: PeVLConfig):
+def check_config(
+    c: PeVLConfig,  # changed by `check_sets`, in place
+):
     "ValueError in one line for a field that cannot be"
     check_sets(c)
     if ("text" in c.modalities) == (c.classes > 0):
@@ -149,7 +153,9 @@ class Features:
         return replace(self, **{k: v for k, v in vars(other).items() if v is not None})
 
 # %% ../../nbs/model/07_pevl.ipynb #7cd1e102
-def identity_layer(E: int) -> nn.Linear:
+def identity_layer(
+    E: int,  # width of the features
+) -> nn.Linear:
     "A linear layer that at first changes nothing"
     layer = nn.Linear(E, E)
     nn.init.eye_(layer.weight)
@@ -160,7 +166,10 @@ def identity_layer(E: int) -> nn.Linear:
 class Fusion(nn.Module):
     "Concatenate video and pose and map them back to E; starts as their mean, so that both are alive from the first step"
 
-    def __init__(self, E: int):
+    def __init__(
+        self,
+        E: int,  # width of the features, before and after
+    ):
         super().__init__()
         self.linear = nn.Linear(2 * E, E)
         with torch.no_grad():
@@ -176,7 +185,7 @@ class UCMR(nn.Module):
 
     def __init__(
         self,
-        c: PeVLConfig,
+        c: PeVLConfig,  # ucmr, mask_mode, mask_norm and v2p_grouping decide
         visual: nn.Module,  # vision transformer of an open_clip CLIP, for its sizes
     ):
         super().__init__()
@@ -207,7 +216,10 @@ class UCMR(nn.Module):
         return video, pose
 
 # %% ../../nbs/model/07_pevl.ipynb #856f9ec0
-def trim(clip: nn.Module, modalities: tuple) -> nn.Module:
+def trim(
+    clip: nn.Module,  # an open_clip CLIP, changed in place
+    modalities: tuple,  # of PeVLConfig
+) -> nn.Module:
     "Take out of a CLIP what these modalities never use: its temperature, the patch embedding without video, the text half without text"
     del clip.logit_scale
     if "video" not in modalities:
@@ -225,7 +237,7 @@ class Encoders(nn.Module):
 
     def __init__(
         self,
-        config: PeVLConfig,
+        config: PeVLConfig,  # what to build
         clip: nn.Module,  # an open_clip CLIP
     ):
         super().__init__()
@@ -269,7 +281,10 @@ class Encoders(nn.Module):
         f.clip = f.clip if self.projection is None else self.projection(f.clip)
         return f
 
-    def encode_text(self, texts: list[str]) -> Features:
+    def encode_text(
+        self,
+        texts: list[str],  # C sentences, see `prompt`
+    ) -> Features:
         "Features of C texts: sentence, words, word_mask"
         if self.text is None:
             raise ValueError("this model was made without text: it knows its classes by number only")
@@ -281,7 +296,7 @@ class Encoders(nn.Module):
 
 # %% ../../nbs/model/07_pevl.ipynb #e654c8f4
 def make_encoders(
-    c: PeVLConfig,
+    c: PeVLConfig,  # what to build
     clip: nn.Module,  # an open_clip CLIP, which they borrow
 ):  # video, pose, text, fusion; None where the configuration needs none
     "What a configuration needs, and nothing else"
@@ -309,14 +324,23 @@ def fuse(video, pose, fusion):  # (B, E) or None each -> (B, E)
     )
 
 # %% ../../nbs/model/07_pevl.ipynb #f34de2d6
-def needed(x, name, because):
+def needed(
+    x,  # an input, or None
+    name,  # of the input, for the error
+    because,  # the modality that reads it
+):
     "`x`, or a ValueError that says why it is needed"
     if x is None:
-        raise ValueError(f"{name}: missing, expected because the model has {because}")
+        raise ValueError(
+            f"{name}: missing, expected because the model has {because}: give encode_clip {name}="
+        )
     return x
 
 
-def remembered(model, texts: tuple) -> torch.Tensor:  # (C, 77)
+def remembered(
+    model,  # keeps them
+    texts: tuple,  # C sentences
+) -> torch.Tensor:  # (C, 77)
     "Token ids of texts; the last few lists are kept"
     cache = model.__dict__.setdefault("_ids", {})
     if texts not in cache:
@@ -344,7 +368,11 @@ class PeVL(Encoders, PyTorchModelHubMixin):
         refined = [n for n, part in (("video", "p2v"), ("pose", "v2p")) if {part, "supervision"} <= {*c.ucmr}]
         self.refine_scale = nn.ParameterDict({n: torch.tensor(math.log(1 / 0.07)) for n in refined})
 
-    def forward(self, batch, texts: list[str] = ()) -> Features:  # Batch
+    def forward(
+        self,
+        batch,  # Batch of the datasets
+        texts: list[str] = (),  # C sentences; none: clips only
+    ) -> Features:
         "Features of a batch of clips and, if there are any, of C texts"
         f = self.encode_clip(batch.frames, batch.keypoints, batch.scores, batch.slots)
         return f | self.encode_text(texts) if len(texts) else f
@@ -407,12 +435,16 @@ class PeVL(Encoders, PyTorchModelHubMixin):
         return ModelCard(share.model_card(self, **how))
 
 
-def positive(log_scale: torch.Tensor) -> torch.Tensor:  # at most 100
+def positive(
+    log_scale: torch.Tensor,  # the learned parameter
+) -> torch.Tensor:  # 0..100
     "exp, clamped in value but not in gradient, so that it can come back"
     return (log_scale - (log_scale - math.log(100)).clamp(min=0).detach()).exp()
 
 # %% ../../nbs/model/07_pevl.ipynb #12e243b6
-def count_parameters(model: PeVL) -> dict:  # part -> (trainable, frozen)
+def count_parameters(
+    model: PeVL,  # of any configuration
+) -> dict:  # part -> (trainable, frozen)
     "Parameters per part of the model"
     own = ("video", "pose", "text", "ucmr", "fusion", "projection", "head")
     parts = dict(picture_trunk=model.clip.visual, text_trunk=model.clip) | {k: getattr(model, k) for k in own}
@@ -428,7 +460,9 @@ def count_parameters(model: PeVL) -> dict:  # part -> (trainable, frozen)
     return {k: v for k, v in out.items() if any(v)} | dict(temperatures=(sum(p.numel() for p in rest), 0))
 
 # %% ../../nbs/model/07_pevl.ipynb #fa8a0538
-def checksum(state: dict) -> str:  # 16 hex digits
+def checksum(
+    state: dict,  # name -> tensor
+) -> str:  # 16 hex digits
     "Of numbers by name; whatever the float type, the order and the device"
     h = hashlib.sha256()
     for k in sorted(state):
@@ -437,14 +471,16 @@ def checksum(state: dict) -> str:  # 16 hex digits
     return h.hexdigest()[:16]
 
 
-def own_state(model) -> dict:  # name -> tensor
+def own_state(
+    model,  # a PeVL
+) -> dict:  # name -> tensor
     "What training may have changed: all weights but those of a frozen trunk"
     frozen = model.config.freeze_trunk
     return {k: v for k, v in model.state_dict().items() if not (frozen and k.startswith("clip."))}
 
 
 def trunk_note(
-    model,
+    model,  # a PeVL with a frozen trunk
     base="clip",  # 'clip', or the path of CLIP's weights
 ) -> dict:  # clip, sha256
     "What stands in a file in the place of the trunk; ValueError if the model's trunk is not the one of `base`"
@@ -458,7 +494,7 @@ def trunk_note(
 
 # %% ../../nbs/model/07_pevl.ipynb #6efeff61
 def save_model(
-    model: PeVL,
+    model: PeVL,  # with its configuration
     path,  # ends in .safetensors
     /,
     dtype=None,  # of the file's floats; None: as in the model
@@ -488,7 +524,9 @@ def read_header(
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint: check the path; pevl train --out RUN writes RUN/model.safetensors"
+        )
     try:
         with safe_open(path, "pt") as f:
             held = json.loads((f.metadata() or {})["pevl"])
@@ -545,7 +583,10 @@ def load_model(
     return _load(path, changed(read_config(path), overrides), base)
 
 
-def changed(config: PeVLConfig, overrides: dict) -> PeVLConfig:
+def changed(
+    config: PeVLConfig,  # stays as it is
+    overrides: dict,  # field -> value
+) -> PeVLConfig:
     "The configuration with other values in known fields"
     known = [f.name for f in fields(PeVLConfig)]
     for k in overrides:
@@ -553,7 +594,11 @@ def changed(config: PeVLConfig, overrides: dict) -> PeVLConfig:
     return replace(config, **overrides)
 
 
-def check_name(kind: str, value: str, choices: list):
+def check_name(
+    kind: str,  # what it is a name of, for the error
+    value: str,  # the name that was given
+    choices: list,  # the known ones
+):
     "ValueError for an unknown name, with the near ones"
     if value not in choices:
         raise ValueError(f"unknown {kind} {value!r}{did_you_mean(value, choices, cutoff=0.3)}")
@@ -658,7 +703,9 @@ def find_shared(
     return path, note
 
 
-def at_home(folder: Path) -> Path:
+def at_home(
+    folder: Path,  # where `save_pretrained` wrote
+) -> Path:
     "The checkpoint in a folder"
     if not (folder / "model.safetensors").is_file():
         found = [
@@ -702,7 +749,9 @@ def hub_file(
     raise OSError(f"{repo}: {why}")
 
 # %% ../../nbs/model/07_pevl.ipynb #f41f2458
-def read_note(path) -> dict:
+def read_note(
+    path,  # of a config.json
+) -> dict:
     "A config.json that is ours, as it stands there"
     try:
         said = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -714,7 +763,10 @@ def read_note(path) -> dict:
     return said
 
 
-def check_note(path, config: PeVLConfig):
+def check_note(
+    path,  # of a config.json
+    config: PeVLConfig,  # in the header of the weights beside it
+):
     "ValueError in one line for a config.json that contradicts the header of model.safetensors"
     said, own = read_note(path), json.loads(json.dumps(asdict(config)))
     if wrong := [
@@ -728,12 +780,17 @@ def check_note(path, config: PeVLConfig):
 MADE = "<!-- Made by pevl and made anew by the next save; delete this line to keep changes. -->"
 
 
-def made_card(folder) -> bool:
+def made_card(
+    folder,  # of a shared model
+) -> bool:
     "Whether the card in a folder is ours, and nobody has claimed it"
     card = Path(folder, "README.md")
     return card.exists() and MADE in card.read_text(encoding="utf-8", errors="replace")
 
 
-def write_note(config: PeVLConfig, folder):
+def write_note(
+    config: PeVLConfig,  # of the model
+    folder,  # of a shared model
+):
     "config.json: what the header of model.safetensors says, for those who read only this"
     write_atomic(Path(folder, "config.json"), json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")

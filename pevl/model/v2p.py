@@ -80,7 +80,7 @@ class V2P(nn.Module):
     def __init__(
         self,
         D: int,  # width of the tokens
-        heads: int,
+        heads: int,  # divides D; PeVL takes those of CLIP
         grouping: str = "soft",  # as in `group_softmax`
     ):
         super().__init__()
@@ -123,7 +123,7 @@ class V2P(nn.Module):
         return (z, alpha.unflatten(0, B)) if need_weights else z
 
 # %% ../../nbs/model/06_v2p.ipynb #bb6153f0
-def check_groups(tokens, video, slots, groups, grouping):
+def check_groups(tokens, video, slots, groups, grouping):  # as in V2P
     "ValueError in one line for inputs of V2P that do not belong together"
     (B, _, P, _), (_, Tv, L, _) = tokens.shape, video.shape
     if slots.shape != (B, Tv) or video.shape[0] != B:

@@ -22,7 +22,15 @@ class Row:
     paper: dict  # the paper's numbers, those that it prints: top1, top5 (%), gmacs (10^9), tunable (millions of parameters)
 
 
-def row(table, label, top1=None, top5=None, gmacs=None, tunable=None, **overrides) -> Row:
+def row(
+    table: str,  # 'Table 4', or 'reading'
+    label: str,  # of the row in that table
+    top1: float = None,  # the paper's, %; None: not printed there
+    top5: float = None,  # the paper's, %
+    gmacs: float = None,  # the paper's "GFLOPs", which are 10^9 multiply-accumulates
+    tunable: float = None,  # the paper's, millions of parameters
+    **overrides,  # fields of PeVLConfig that differ from the default
+) -> Row:
     "A row from the paper's numbers and the changes"
     paper = dict(top1=top1, top5=top5, gmacs=gmacs, tunable=tunable)
     return Row(table, label, overrides, {k: v for k, v in paper.items() if v is not None})

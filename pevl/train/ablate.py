@@ -32,7 +32,7 @@ FREE = (
 
 
 def recipe_text(
-    config: TrainConfig,
+    config: TrainConfig,  # of a run
 ) -> str:  # 'nano optim.epochs=12'
     "The nearest preset and what differs from it; without seed, variant, and fields that change no result"
     mine = {k: v for k, v in flat(config).items() if k not in FREE}
@@ -44,7 +44,9 @@ def recipe_text(
     )
 
 # %% ../../nbs/train/08_ablate.ipynb #40ab3d3c
-def known(v) -> str:
+def known(
+    v,  # in VARIANTS
+) -> str:
     "The name of a variant"
     variant(v)
     return v
@@ -105,7 +107,11 @@ def planned(
     return [(v, seed, its(v, seed)) for seed in dict.fromkeys(seeds) for v in first]
 
 # %% ../../nbs/train/08_ablate.ipynb #040c03aa
-def protocol(config: TrainConfig, train_set, test_set) -> dict:  # both ClipSet
+def protocol(
+    config: TrainConfig,  # of all runs
+    train_set,  # ClipSet
+    test_set,  # ClipSet
+) -> dict:
     "What all rows of a table have in common, known before the first run"
     a, b = train_set, test_set
     out = dict(data=a.name, simulated=a.simulated, classes=len(a.classes), train_clips=len(a))
@@ -261,19 +267,35 @@ def ablate(
     return collect(out, plan, expected) or rows
 
 
-def run_folder(out, p) -> Path:  # of a run of the plan
+def run_folder(
+    out,  # folder of the ablation
+    p,  # (variant, seed, TrainConfig), as `planned` gives
+) -> Path:
+    "Where a run of the plan is kept"
     return Path(out, f"{p[0]}-{p[1]}")
 
 
-def claim_file(out, p) -> Path:
+def claim_file(
+    out,  # folder of the ablation
+    p,  # (variant, seed, TrainConfig), as `planned` gives
+) -> Path:
+    "What says that somebody is training it"
     return Path(out, f"{p[0]}-{p[1]}.claim")
 
 
-def finished(out, p) -> bool:
+def finished(
+    out,  # folder of the ablation
+    p,  # (variant, seed, TrainConfig), as `planned` gives
+) -> bool:
+    "Whether its summary is there, which is written last"
     return (run_folder(out, p) / "summary.json").exists()
 
 # %% ../../nbs/train/08_ablate.ipynb #83fc992c
-def collect(out, plan, expected) -> list[dict]:  # rows
+def collect(
+    out,  # folder of the ablation
+    plan,  # as `planned` gives
+    expected,  # column -> value that all rows must have
+) -> list[dict]:  # rows
     "The finished runs of the plan into ablate.csv, beside the lines that it holds, and the table as ablate.md and ablate.txt"
     table, mine = Path(out, "ablate.csv"), []
     for r in read_rows(table) if table.exists() else ():
@@ -294,7 +316,12 @@ def collect(out, plan, expected) -> list[dict]:  # rows
     return rows
 
 
-def wait_for_others(out, todo, progress, told) -> str:  # 'here' or 'elsewhere': where the last runs are
+def wait_for_others(
+    out,  # folder of the ablation
+    todo,  # runs of the plan that others hold
+    progress,  # say what is waited for
+    told,  # what was said last
+) -> str:  # 'here' or 'elsewhere': where the last runs are
     "A moment's rest; says once for what"
     holders = {claimed(claim_file(out, p)) for p in todo}
     where = "elsewhere" if holders == {"elsewhere"} else "here"
@@ -343,7 +370,7 @@ def gains(
 
 
 def spread(
-    values: list[float],
+    values: list[float],  # a number for each seed
     sign: bool = False,  # with + or -
 ) -> str:  # '91.2 (90.4 to 92.0)'
     "Mean and range"
@@ -355,7 +382,9 @@ def spread(
     return f"{f} ({f} to {f})".format(statistics.mean(values), min(values), max(values))
 
 # %% ../../nbs/train/08_ablate.ipynb #315f2a63
-def shown(rows: list[dict]) -> list[tuple]:  # (variant, the variant that was trained for it)
+def shown(
+    rows: list[dict],  # of an ablation
+) -> list[tuple]:  # (variant, the variant that was trained for it)
     "Rows of the paper's tables that an ablation answers; ValueError if its runs do not belong together"
     for r in rows:
         expect(r, {k: rows[0][k] for k in PROTOCOL}, "rows")
@@ -368,15 +397,19 @@ def shown(rows: list[dict]) -> list[tuple]:  # (variant, the variant that was tr
     return [(n, first) for n, first in out if VARIANTS[n].table in worth]
 
 
-def conditions(rows: list[dict]) -> str:
+def conditions(
+    rows: list[dict],  # of an ablation
+) -> str:
     "One sentence about how a table came about, from what was recorded"
     r, seeds = rows[0], sorted({r["seed"] for r in rows})
     every = lambda k: ", ".join(dict.fromkeys(str(r[k]) for r in rows if r[k] is not None))
     data = f"{r['data']}{' (simulated)' if r['simulated'] else ''}, {r['classes']} classes, {r['train_clips']} training"
-    how = [f"{r['model']}, recipe {r['recipe']}", f"trained in {r['amp']}"]
-    views = {f"{r['views']} x {r['temporal_views'] or '?'}": 0 for r in rows if r["views"]}
+    how = [f"{r['model']}, recipe {r['recipe']}", f"trained in {'fp32' if r['amp'] == 'no' else r['amp']}"]
+    crops = lambda r: "1 view" if r["views"] == 1 else f"{r['views']} views"
+    times = lambda r: f" at {r['temporal_views']} moments" if (r["temporal_views"] or 1) > 1 else ""
+    views = {crops(r) + times(r): 0 for r in rows if r["views"]}
     how += [f"evaluated in {every('precision')}"] * bool(every("precision"))
-    how += [f"views (crops x clips in time) {', '.join(views)}"] * bool(views)
+    how += list(views)
     how += [f"on {every('hardware')}", f"torch {every('torch')}"]
     how += [f"commit {every('commit')}"] * bool(every("commit"))
     return f"{data} and {r['clips']} test clips; {', '.join(how)}; seeds {', '.join(map(str, seeds))}."
@@ -443,8 +476,8 @@ def plot_ablation(
     import matplotlib.pyplot as plt
 
     names = shown(rows)
-    high = 1.1 + 0.19 * (len(names) + 1.6 * len({VARIANTS[n].table for n, _ in names}))
-    fig, axes = plt.subplots(1, 2, figsize=(9.4, high), dpi=76, sharey=True, layout="constrained")
+    high = 1.2 + 0.21 * (len(names) + 1.6 * len({VARIANTS[n].table for n, _ in names}))
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, high), dpi=110, sharey=True, layout="constrained")
     y, last, ticks = 0.0, None, []
     for name, run in names:
         v = VARIANTS[name]
@@ -461,7 +494,7 @@ def plot_ablation(
         paper = v.paper.get("top1") if metric == "top1" else None
         if paper:
             axes[1].text(
-                1.02, y, f"{paper:.1f}", transform=axes[1].get_yaxis_transform(), va="center", fontsize=8
+                1.02, y, f"{paper:.1f}", transform=axes[1].get_yaxis_transform(), va="center", fontsize=9
             )
         ticks.append((y, v.label))
         y += 1
@@ -491,17 +524,23 @@ def _dress(axes, ticks, end, metric, reach):
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", c=".92")
         ax.set_axisbelow(True)
-    axes[0].set_yticks(*zip(*ticks), fontsize=8)
+    axes[0].set_yticks(*zip(*ticks), fontsize=9)
     axes[0].set(ylim=(end, -1.8), xlabel=f"{metric.replace('top1', 'top-1').replace('_', ' ')}, %")
     axes[1].axvline(0, c=".3", lw=1)
-    axes[1].set(xlim=(-reach * 1.05, reach * 1.05), xlabel="against PeVL with the same seed, points")
+    axes[1].set(xlim=(-reach * 1.05, reach * 1.05), xlabel="points against PeVL, same seed")
     if metric == "top1":
         axes[1].text(
-            1.02, -0.9, "paper's\ntop-1", transform=axes[1].get_yaxis_transform(), fontsize=8, style="italic"
+            1.02, -0.9, "paper's\ntop-1", transform=axes[1].get_yaxis_transform(), fontsize=9, style="italic"
         )
     for x, c, text in (
-        (0.02, "#D55E00", "worse"),
-        (0.42, ".6", "seeds disagree"),
-        (0.86, "#009E73", "better"),
+        (0.0, "#D55E00", "worse"),
+        (0.5, ".45", "disagree"),
+        (1.0, "#009E73", "better"),
     ):
-        axes[1].text(x, -1.1, text, c=c, transform=axes[1].get_yaxis_transform(), fontsize=9, weight="bold")
+        how = dict(
+            ha=("left", "center", "right")[round(2 * x)],
+            fontsize=9,
+            weight="bold",
+            bbox=dict(fc="w", ec="none", pad=1),
+        )
+        axes[1].text(x, -1.1, text, c=c, transform=axes[1].get_yaxis_transform(), **how)

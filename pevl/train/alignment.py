@@ -65,7 +65,7 @@ def alignment_accuracy(
     model,  # PeVL with pose and text; left in eval mode
     data,  # ClipDataset of SimDive's test clips, one view
     texts: list,  # C prompts, index = class
-    batch_size: int = 32,
+    batch_size: int = 32,  # clips at a time
 ) -> dict:  # hits and chance, in 0..1; frames; the share of frames that attend to takeoff, somersaults, twists, position
     "For each frame of each clip: is the word it attends to in the phrase that is happening? Scored with the clip's true text"
     clips = data.clipset

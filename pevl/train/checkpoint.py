@@ -62,21 +62,27 @@ def fingerprint(
     return h.hexdigest()[:12]
 
 # %% ../../nbs/train/02_checkpoint.ipynb #309ff4f8
-def names_in_order(optimizer, trainable: dict) -> list[str]:  # trainable: name -> parameter
+def names_in_order(
+    optimizer,  # of these parameters
+    trainable: dict,  # name -> parameter
+) -> list[str]:
     "Names of the optimizer's parameters, in its own order"
     names = {id(p): n for n, p in trainable.items()}
     return [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
 
 
-def get_moments(optimizer, trainable: dict) -> dict:  # name of a parameter -> {exp_avg, exp_avg_sq, step}
+def get_moments(
+    optimizer,  # AdamW
+    trainable: dict,  # name -> parameter
+) -> dict:  # name of a parameter -> {exp_avg, exp_avg_sq, step}
     "What the optimizer remembers of each parameter; nothing yet of one that never had a gradient"
     held = optimizer.state_dict()["state"]
     return {n: held[i] for i, n in enumerate(names_in_order(optimizer, trainable)) if i in held}
 
 
 def set_moments(
-    optimizer,
-    trainable: dict,
+    optimizer,  # AdamW, of the same parameters
+    trainable: dict,  # name -> parameter
     moments: dict,  # as from `get_moments`
     lr: float,  # learning rate of the last step
 ):
@@ -113,7 +119,10 @@ def digest(
     return h.hexdigest()
 
 
-def save_checkpoint(path, **parts):  # one value for each name in PARTS
+def save_checkpoint(
+    path,  # of the file
+    **parts,  # a value for each name in PARTS
+):
     "Write tensors and plain values to one safetensors file, whole or not at all"
     from safetensors.torch import save
 
@@ -125,7 +134,9 @@ def save_checkpoint(path, **parts):  # one value for each name in PARTS
     write_atomic(path, save(tensors, {"pevl_checkpoint": held}))
 
 # %% ../../nbs/train/02_checkpoint.ipynb #dd0f4990
-def load_checkpoint(path) -> dict:  # its PARTS, with `state` a State and `recipe` a TrainConfig
+def load_checkpoint(
+    path,  # of the file
+) -> dict:  # its PARTS, with `state` a State and `recipe` a TrainConfig
     "Read what `save_checkpoint` wrote; ValueError in one line for any other file"
     from safetensors import SafetensorError, safe_open
 
@@ -143,7 +154,11 @@ def load_checkpoint(path) -> dict:  # its PARTS, with `state` a State and `recip
     return read_parts(path, held, tensors)
 
 
-def read_parts(path, held: str, tensors: dict) -> dict:
+def read_parts(
+    path,  # of the file, for messages
+    held: str,  # what the metadata hold: facts and their checksum, JSON
+    tensors: dict,  # name -> tensor
+) -> dict:  # as `load_checkpoint` gives
     "The parts, if the checksum is right"
     try:
         held = json.loads(held)
@@ -197,18 +212,26 @@ def misfits(
     return out
 
 # %% ../../nbs/train/02_checkpoint.ipynb #9418627a
-def step_file(out, step: int) -> Path:
+def step_file(
+    out,  # folder of a run
+    step: int,
+) -> Path:
     "Where the checkpoint of a step is kept in a run's folder"
     return Path(out) / "checkpoints" / f"step-{step:08}.safetensors"
 
 
-def checkpoints(out) -> list[Path]:  # by step
+def checkpoints(
+    out,  # folder of a run
+) -> list[Path]:  # by step
     "The checkpoints in the folder of a run"
     found = Path(out).glob("checkpoints/step-*.safetensors")
     return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.stem)), key=lambda p: int(p.stem[5:]))
 
 
-def keep_two(out, step: int):
+def keep_two(
+    out,  # folder of a run
+    step: int,  # of the checkpoint that has just been written
+):
     "Keep the checkpoint of a step and the one before it"
     held = [p.name for p in checkpoints(out)]
     at = held.index(step_file(out, step).name)
@@ -230,7 +253,10 @@ def named(
     return path
 
 
-def fitting(path, mine: dict) -> dict:  # its PARTS
+def fitting(
+    path,  # of the file
+    mine: dict,  # parts of the run that wants to go on
+) -> dict:  # its PARTS
     "Read a checkpoint; ValueError if it is not this run's"
     c = load_checkpoint(path)
     if wrong := misfits(c, mine):
@@ -268,7 +294,7 @@ def improved(
     best: dict,  # of a State
     metric: str,  # of the recipe
     found: dict,  # numbers of an evaluation
-    epoch: int,
+    epoch: int,  # of the evaluation, from 1 on
 ) -> dict | None:  # the new best, or None
     "Whether an evaluation beats all before it; a tie does not"
     value = found.get(metric)

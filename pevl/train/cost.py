@@ -62,7 +62,7 @@ def weightless(length: int = 77):  # tokens of a text, with its two marks
 
 # %% ../../nbs/train/07_cost.ipynb #50f53a0d
 def blank_batch(
-    config: PeVLConfig,
+    config: PeVLConfig,  # of the model
     B: int = 1,  # clips
 ) -> Batch:
     "Black clips in which all joints are seen; labels all different, as far as there are classes"
@@ -79,7 +79,7 @@ def blank_batch(
 
 
 def blank_texts(
-    n: int = 1,
+    n: int = 1,  # how many
     length: int = 77,  # tokens of each, with its two marks
 ) -> list[str]:
     "n texts of one length"
@@ -99,7 +99,10 @@ DOORS = dict(  # part -> (module, methods)
 )
 
 
-def find(model, path: str):  # 'ucmr.p2v' -> module or None
+def find(
+    model,  # PeVL
+    path: str,  # such as 'ucmr.p2v'
+):  # module or None
     "A part of the model by its path, None if it was not built"
     for name in path.split("."):
         model = getattr(model, name, None)
@@ -153,7 +156,9 @@ class Part(NamedTuple):
     note: str = ""
 
 
-def own_parameters(model: PeVL) -> dict:  # part -> (tunable, frozen)
+def own_parameters(
+    model: PeVL,  # of any variant
+) -> dict:  # part -> (tunable, frozen)
     "Parameters per part; those of both refinements apart, temperatures with the comparison that they belong to"
     out = count_parameters(model)
     out.pop("ucmr", None)
@@ -163,12 +168,16 @@ def own_parameters(model: PeVL) -> dict:  # part -> (tunable, frozen)
     return out | dict(match=out.pop("temperatures"))
 
 # %% ../../nbs/train/07_cost.ipynb #8d572254
-def printed(name: str) -> tuple:  # a name in VARIANTS -> GMACs, millions
+def printed(
+    name: str,  # in VARIANTS
+) -> tuple:  # GMACs, millions of tunable parameters; None where nothing is printed
     "What the paper prints for a row"
     return VARIANTS[name].paper["gmacs"], VARIANTS[name].paper["tunable"]
 
 
-def paper_costs(config: PeVLConfig) -> dict:  # part -> (GMACs, millions of tunable parameters)
+def paper_costs(
+    config: PeVLConfig,  # of the model
+) -> dict:  # part -> (GMACs, millions of tunable parameters)
     "The paper's numbers for the parts of this model and for its total; empty for sizes that it does not print"
     base = get_config("pevl_vit_b16")
     if any(getattr(config, k) != getattr(base, k) for k in ("clip", "T", "Tv", "size", "layout")):
@@ -227,7 +236,10 @@ def cost(
     )
 
 
-def check_texts(texts, length):
+def check_texts(
+    texts,  # how many
+    length,  # tokens of each, 3 to 77
+):
     "ValueError in one line for texts that cannot be"
     for name, value, low, high in (("texts", texts, 1, 10**6), ("length", length, 3, 77)):
         if not low <= value <= high:
@@ -288,7 +300,9 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self.alive.pop(key)
 
 
-def storages(x) -> dict:  # address -> storage
+def storages(
+    x,  # tensors, in whatever nest
+) -> dict:  # address -> storage
     "The memory behind all tensors in a nest of tuples, lists and dicts; views share it"
     return {s._cdata: s for t in tree_leaves(x) if isinstance(t, torch.Tensor) for s in [t.untyped_storage()]}
 
@@ -366,7 +380,7 @@ def measure(
     model,  # PeVL
     batch,  # Batch on the model's device
     texts: list,  # one for each different label of the batch
-    repeats: int = 3,
+    repeats: int = 3,  # runs of which the median is taken
 ) -> Measured:
     "Seconds and bytes of a forward pass and of a training step on this machine"
     forward, step = runs(model, batch, texts)

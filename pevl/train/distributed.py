@@ -108,8 +108,8 @@ def batch_loss(
 
 # %% ../../nbs/train/05_distributed.ipynb #f86fe82f
 def some_clips(
-    batch: Batch,
-    which: slice,
+    batch: Batch,  # of all clips
+    which: slice,  # which of them
 ) -> Batch:
     "A part of a batch"
     cut = {f.name: getattr(batch, f.name)[which] for f in fields(batch) if f.name != "broken"}
@@ -129,7 +129,9 @@ class Dice:
             torch.cuda.set_rng_state(self.state[1], self.cuda)
 
 
-def cut_off(f: Features) -> Features:
+def cut_off(
+    f: Features,  # of texts
+) -> Features:
     "The same numbers, as leaves that collect a gradient"
     keep = {k: v for k, v in vars(f).items() if v is not None}
     return Features(**{k: v.detach().requires_grad_(v.is_floating_point()) for k, v in keep.items()})
@@ -193,7 +195,9 @@ def mean_gradients(
         p.grad = g.view_as(p)
 
 # %% ../../nbs/train/05_distributed.ipynb #83c08c21
-def scalars(model) -> list:  # of parameters
+def scalars(
+    model,  # PeVL
+) -> list:  # of parameters
     "Parameters that cannot be divided: the temperatures"
     return [p for p in model.parameters() if p.dim() == 0]
 

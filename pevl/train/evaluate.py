@@ -119,7 +119,7 @@ def average_views(
 
 # %% ../../nbs/train/04_evaluate.ipynb #92da015a
 def score_views(
-    model,
+    model,  # PeVL
     batch,  # Batch of B views
     text,  # Features of all C texts
 ) -> torch.Tensor:  # (B, C) logits, on the CPU
@@ -130,7 +130,13 @@ def score_views(
     return logits(model, model.encode_clip(b.frames, b.keypoints, b.scores, b.slots) | text).cpu()
 
 
-def view_batches(dataset, batch_size, workers, progress, pin):
+def view_batches(
+    dataset,  # ClipDataset, or a part of it
+    batch_size,  # views at a time
+    workers,  # processes that load clips
+    progress,  # show a bar
+    pin,  # keep batches where a GPU fetches them faster
+):
     "Batches of all views of all clips, in order, the last one included"
     from tqdm import tqdm
 
@@ -146,7 +152,7 @@ def evaluate(
     texts: list,  # C prompts, index = class
     batch_size: int = 32,  # views at a time
     workers: int = 0,  # processes that load clips
-    progress: bool = False,
+    progress: bool = False,  # show a bar on stderr
     average: str = "similarities",  # over the views, or probabilities
     share: tuple = (0, 1),  # number of this process and of all of them, if several divide the clips
 ) -> Result:
@@ -231,7 +237,9 @@ def configuration_hash(
     return digest(json.dumps([asdict(config), r | start], sort_keys=True).encode())
 
 
-def weights_checksum(model) -> str:  # 12 hex digits
+def weights_checksum(
+    model,  # nn.Module
+) -> str:  # 12 hex digits
     "Checksum of all weights and buffers by name; the same in memory, on a GPU and after saving and loading"
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     head = lambda k: f"{k} {state[k].dtype} {tuple(state[k].shape)};".encode()
@@ -274,7 +282,9 @@ def code_version() -> dict:  # version, commit
     return dict(version=pevl.__version__, commit=commit_of(Path(pevl.__file__).parent))
 
 
-def machine(device) -> dict:  # hardware, threads
+def machine(
+    device,  # torch.device, or its name
+) -> dict:  # hardware, threads
     "Name of the processor that computes"
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -365,7 +375,11 @@ def result_row(
     return read_row({k: row[k] for k in COLUMNS}, COLUMNS)
 
 # %% ../../nbs/train/04_evaluate.ipynb #a8189331
-def table_columns(path, head, columns: dict):
+def table_columns(
+    path,  # of the table, for the message
+    head,  # names in its first line; None: it has none
+    columns: dict,  # column -> how to read it
+):
     "ValueError in one line if a table has other columns"
     if head != [*columns]:
         unknown = [k for k in head or () if k not in columns]
@@ -401,7 +415,9 @@ def read_table(
 
 # %% ../../nbs/train/04_evaluate.ipynb #531cdf0a
 @contextmanager
-def locked(path):
+def locked(
+    path,  # of the file
+):
     "An open file that no other process writes to at the same time; made if needed"
     try:
         import fcntl
@@ -419,7 +435,9 @@ def locked(path):
             f.close()
 
 
-def csv_line(values) -> str:
+def csv_line(
+    values,  # of one row; None is left empty
+) -> str:
     "One line of a CSV file"
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(["" if v is None else v for v in values])
@@ -428,8 +446,8 @@ def csv_line(values) -> str:
 
 def append_row(
     path,  # of the table; made with its first row
-    row: dict,
-    columns: dict = COLUMNS,
+    row: dict,  # column -> value
+    columns: dict = COLUMNS,  # column -> how to read it
 ):
     "Add a row to a table in one piece, whoever else adds rows at the same time"
     line = csv_line(read_row(row, columns).values())
@@ -449,7 +467,11 @@ def append_row(
             raise
 
 # %% ../../nbs/train/04_evaluate.ipynb #a5ccfd4d
-def save_result(path, result: Result, row: dict = None):
+def save_result(
+    path,  # of the JSON file
+    result: Result,
+    row: dict = None,  # as `result_row` makes it
+):
     "Write a result as JSON, with its row if there is one, whole or not at all"
     probs = [[float(f"{p:.6g}") for p in r] for r in result.probs.tolist()]
     d = dict(summary=result.summary(), row=row) | vars(result)

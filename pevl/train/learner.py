@@ -18,56 +18,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from ..data.pose import ClipTransform
-from pevl.data.datasets import (
-    Batch,
-    ClipSet,
-    Skipping,
-    check_splits,
-    clips_for,
-    collate,
-    loader_process,
-    sample_generator,
-)
+from ..data.datasets import Batch, ClipSet, Skipping, check_splits, clips_for, collate
+from ..data.datasets import loader_process, sample_generator
 from ..data.benchmarks import read_clips
 from ..data.files import naming, sweep, write_atomic
 from ..data.text import prompt
 from ..model.adapters import compile_blocks, recompute_blocks
 from ..model.clip import training_kernels
 from ..model.pevl import PeVL, create_model, save_model
-from pevl.train.checkpoint import (
-    BY_TEST,
-    State,
-    checkpoints,
-    fingerprint,
-    get_moments,
-    improved,
-    keep_two,
-    load_checkpoint,
-    save_checkpoint,
-    set_moments,
-    step_file,
-    take_up,
-)
-from pevl.train.distributed import (
-    batch_loss,
-    cached_backward,
-    full,
-    mean_gradients,
-    part_like,
-    scalars,
-    shard_model,
-    unused_parameters,
-)
+from .checkpoint import BY_TEST, State, checkpoints, fingerprint, get_moments, improved, keep_two
+from .checkpoint import load_checkpoint, save_checkpoint, set_moments, step_file, take_up
+from .distributed import batch_loss, cached_backward, full, mean_gradients, part_like, scalars
+from .distributed import shard_model, unused_parameters
 from .evaluate import Result, append_row, evaluate, result_row, run_facts, save_result
-from pevl.train.recipe import (
-    TrainConfig,
-    from_dict,
-    lr_factor,
-    param_groups,
-    progress,
-    set_lr,
-    to_dict,
-)
+from .recipe import TrainConfig, from_dict, lr_factor, param_groups, progress, set_lr, to_dict
 
 # %% ../../nbs/train/03_learner.ipynb #e94169fe
 class EpochBatches:
@@ -87,7 +51,11 @@ class EpochBatches:
     def __len__(self):
         return max(1, self.n // (self.size * self.world))  # steps of a whole epoch
 
-    def start(self, epoch: int, first: int = 0):
+    def start(
+        self,
+        epoch: int,  # counted from 0
+        first: int = 0,  # batch to begin with
+    ):
         self.epoch, self.first = epoch, first
 
     def __iter__(self):
@@ -158,7 +126,12 @@ def clock(seconds: float) -> str:
 class Reporter:
     "A bar on a terminal, short plain lines elsewhere, nothing at all if not enabled"
 
-    def __init__(self, enabled=True, every=20.0, file=None):  # seconds between two lines; None: stderr
+    def __init__(
+        self,
+        enabled=True,  # False: say nothing
+        every=20.0,  # seconds between two lines, where there is no terminal
+        file=None,  # None: stderr
+    ):
         self.file = file or sys.stderr
         self.enabled, self.every, self.bar = enabled, every, None
         self.start = self.last = time.monotonic()
@@ -173,7 +146,12 @@ class Reporter:
                 dynamic_ncols=True,
             )
 
-    def tick(self, p: float, epoch: str, **values):  # progress 0..1
+    def tick(
+        self,
+        p: float,  # progress, 0 to 1
+        epoch: str,  # such as 'epoch 1/4'
+        **values,  # name -> text, such as loss='2.31'
+    ):
         "Show how far it is; `values` are texts"
         if not self.enabled:
             return
@@ -204,7 +182,7 @@ class Reporter:
 
 # %% ../../nbs/train/03_learner.ipynb #d0083e7a
 def settled(
-    config: TrainConfig,
+    config: TrainConfig,  # of a run
     clipset: ClipSet,  # of the training
 ) -> TrainConfig:
     "A recipe whose open fields are what the data set says"
@@ -266,7 +244,10 @@ class Learner:
     def after_step(self):
         "For subclasses: called after every step, when `loss` is the step's loss"
 
-    def done(self, ahead: float = 0.0) -> float:  # 0 to 1, `ahead` steps from now
+    def done(
+        self,
+        ahead: float = 0.0,  # steps from now; 0.5: the middle of the next one
+    ) -> float:  # 0 to 1
         "How far the run is, by steps or by time"
         o, s = self.config.optim, self.state
         return progress(s.step + ahead, self.steps, s.elapsed, o.max_minutes and 60 * o.max_minutes)
@@ -324,7 +305,10 @@ def prepare_data(l: Learner, m):  # PeVLConfig
     )
 
 # %% ../../nbs/train/03_learner.ipynb #7cbff068
-def agree(acc, *values) -> list[float]:  # Accelerator, numbers
+def agree(
+    acc,  # Accelerator
+    *values,  # numbers of this process
+) -> list[float]:
     "The largest of each value over all processes"
     if acc.num_processes == 1:
         return [*values]
@@ -411,7 +395,10 @@ def save(l: Learner):
         keep_two(l.out, l.state.step)
 
 
-def restore(l: Learner, step: str = None):  # name of a checkpoint; None: the last one
+def restore(
+    l: Learner,
+    step: str = None,  # name of a checkpoint; None: the last one
+):
     "Take up what `save` wrote; ValueError says why it cannot be"
     c = take_up(l.out, run_parts(l), step)
     with torch.no_grad():
@@ -429,7 +416,7 @@ def restore(l: Learner, step: str = None):  # name of a checkpoint; None: the la
 # %% ../../nbs/train/03_learner.ipynb #62cb2d37
 def check_out(
     out,  # folder of a run
-    resume: bool | str,
+    resume: bool | str,  # as for `Learner.fit`
 ):
     "ValueError if the folder holds a run that nobody asked to resume, or one that cannot be resumed"
     out, saved = Path(out), [p.relative_to(out).as_posix() for p in checkpoints(out)[-1:]]
@@ -562,7 +549,9 @@ def look(l: Learner) -> Result:
     return result
 
 
-def csv_text(rows: list) -> str:  # of dicts
+def csv_text(
+    rows: list,  # of dicts
+) -> str:
     "Lines of a table, the first one with the names"
     out = io.StringIO()
     w = csv.DictWriter(out, [*dict.fromkeys(k for r in rows for k in r)], restval="", lineterminator="\n")
@@ -642,7 +631,10 @@ def end_epoch(l: Learner) -> Result | None:
     return result
 
 
-def write_board(l: Learner, row: dict):
+def write_board(
+    l: Learner,
+    row: dict,  # as in log.csv
+):
     "The same line for TensorBoard"
     if not l.config.tensorboard:
         return
@@ -750,7 +742,7 @@ def make_model(
 def train(
     data,  # folder of a data set, or a table of clips
     out,  # folder of the run
-    config: TrainConfig,
+    config: TrainConfig,  # what to train, and how
     resume: bool | str = False,  # go on with the run in `out`, or with one of its checkpoints
     progress: bool = True,  # show how it goes on stderr
 ) -> dict:  # summary

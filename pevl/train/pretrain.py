@@ -50,9 +50,9 @@ def dive_frames(
 def make_frames(
     dives: int,  # number of dives, ten frames each
     split: str,  # 'train' or 'test': different seeds, so different bodies, cameras and scenes
-    seed: int = 0,
+    seed: int = 0,  # another one gives other dives
     workers: int = 1,  # processes
-    progress: bool = False,
+    progress: bool = False,  # show a bar
 ) -> tuple:  # images uint8 (n, 128, 128, 3), facts int64 (n, 7), points float32 (n, 18, 2)
     "Draw captioned frames; 7,000 dives take 3.4 GB and two minutes on two cores"
     import multiprocessing as mp
@@ -130,7 +130,12 @@ class Locator(nn.Module):
 
     BODY = [0, 5, 6, 11, 12, 15, 16]  # nose, shoulders, hips, ankles
 
-    def __init__(self, D: int, patch: int, grid: int):
+    def __init__(
+        self,
+        D: int,  # width of a patch token
+        patch: int,  # pixels of a patch's side
+        grid: int,  # patches in a row
+    ):
         super().__init__()
         self.patch, self.grid = patch, grid
         self.where, self.within, self.facts = (
@@ -139,7 +144,12 @@ class Locator(nn.Module):
             nn.Linear(D, 7 * max(SIZE_OF_FACTS)),
         )
 
-    def forward(self, tokens, points, facts):  # (B, N, D), (B, 18, 2) pixels, (B, 7) -> loss
+    def forward(
+        self,
+        tokens,  # (B, N, D) patch tokens
+        points,  # (B, 18, 2) pixels
+        facts,  # (B, 7), 0 = unknown
+    ):  # loss
         place = points / self.patch
         cell = place.floor().long()
         inside = ((cell >= 0) & (cell < self.grid)).all(-1)
@@ -177,10 +187,10 @@ def encode_captions(
 # %% ../../nbs/train/06_pretrain.ipynb #ca1b360c
 @torch.no_grad()
 def zero_shot(
-    clip: nn.Module,
+    clip: nn.Module,  # an open_clip CLIP
     images,  # uint8 (n, H, W, 3), cropped in the middle to the CLIP's size
     facts: torch.Tensor,  # (n, 7)
-    batch: int = 250,
+    batch: int = 250,  # frames at a time
 ) -> dict:  # fact -> mean accuracy over its values (chance = 1 / values)
     "Which of a fact's captions is nearest? No label was trained for it: accuracy on held-out frames"
     clip.eval()
@@ -222,8 +232,17 @@ def sample_captions(
     return said
 
 # %% ../../nbs/train/06_pretrain.ipynb #89602656
-def step_loss(clip, locator, images, facts, points, rng, tok, captions=24):
-    "Loss of one batch: images (B, 3, H, W) uint8, facts (B, 7), points (B, 18, 2); and its two parts as numbers"
+def step_loss(
+    clip,  # an open_clip CLIP that gives its patch tokens too
+    locator,  # Locator
+    images,  # uint8 (B, 3, H, W)
+    facts,  # (B, 7)
+    points,  # (B, 18, 2) pixels
+    rng,  # numpy generator for the captions
+    tok,  # tokenizer
+    captions=24,  # random ones in the batch
+):  # loss; its three parts as numbers
+    "Loss of one batch: captions, values of facts, places"
     said = sample_captions(facts.numpy(), captions, rng)
     texts = [caption(s, rng) for s in said] + value_captions(rng)
     with torch.autocast("cpu", torch.bfloat16):
@@ -239,14 +258,14 @@ def step_loss(clip, locator, images, facts, points, rng, tok, captions=24):
 def pretrain(
     out,  # folder for pevl_nano_clip.safetensors, .json, .csv and the model card
     dives: int = 7000,  # ten frames each
-    test_dives: int = 400,
-    steps: int = 3600,
-    batch: int = 96,
+    test_dives: int = 400,  # held out, to measure
+    steps: int = 3600,  # batches
+    batch: int = 96,  # frames in a step
     lr: float = 1e-3,  # after 200 steps of warm-up; cosine to zero
-    seed: int = 0,
+    seed: int = 0,  # of frames, crops, captions and weights
     workers: int = 2,  # processes that draw frames
     every: int = 200,  # steps between two lines of the log
-    progress: bool = True,
+    progress: bool = True,  # show how it goes
 ) -> dict:  # zero-shot accuracy on held-out frames
     "Train `pevl_nano`'s CLIP on captioned frames of simulated dives"
     out = Path(out)

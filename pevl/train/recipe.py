@@ -189,7 +189,9 @@ def to_dict(config: TrainConfig) -> dict:
     return json.loads(json.dumps(asdict(config)))
 
 # %% ../../nbs/train/01_recipe.ipynb #f1173f58
-def flat(config) -> dict:
+def flat(
+    config,  # TrainConfig
+) -> dict:
     "All values with dotted names: optim.lr, data.views, ..."
     return {
         f"{k}.{n}" if isinstance(v, dict) else k: x
@@ -199,8 +201,8 @@ def flat(config) -> dict:
 
 
 def changes(
-    a: TrainConfig,
-    b: TrainConfig,
+    a: TrainConfig,  # what is expected
+    b: TrainConfig,  # what is compared with it
     but: tuple = (),  # dotted names that may differ
 ) -> list[str]:
     "In which fields two recipes differ, as 'optim.lr is 1e-05, expected 8e-06'"
@@ -221,7 +223,7 @@ CARDS = dict(  # memory of the card -> model -> switches that let 32 clips fit
 
 
 def fit_card(
-    config: TrainConfig,
+    config: TrainConfig,  # its model says which switches
     card: str,  # t4 (16 GB), gb24, gb80 or gb141
 ) -> TrainConfig:
     "The same recipe with the switches of a card: precision, activation checkpointing, clips at a time"

@@ -24,7 +24,9 @@ from ..model.pevl import Features, PeVL
 from ..train.evaluate import code_version, weights_checksum
 
 # %% ../../nbs/use/08_export.ipynb #094de987
-def signature(model) -> dict:  # name -> (dtype, shape); a str in a shape is free
+def signature(
+    model,  # PeVL
+) -> dict:  # name -> (dtype, shape); a str in a shape is free
     "What the graph of a model takes"
     c, E, J = model.config, model.clip.visual.output_dim, len(get_layout(model.config.layout).names)
     out = {}
@@ -76,10 +78,10 @@ class ClipRanker(nn.Module):
 # %% ../../nbs/use/08_export.ipynb #16a57914
 def random_inputs(
     model,  # PeVL
-    batch: int = 2,
-    classes: int = 3,
+    batch: int = 2,  # clips
+    classes: int = 3,  # texts
     words: int = 9,  # positions of the longest text
-    seed: int = 0,
+    seed: int = 0,  # of the numbers
 ) -> dict:  # name -> tensor
     "Inputs of the right kinds, with missing joints and, in the first clip of several, nobody"
     g, c = torch.Generator().manual_seed(seed), model.config
@@ -120,7 +122,9 @@ def quiet():
 
 
 @torch.no_grad()
-def trace(model) -> torch.export.ExportedProgram:  # PeVL
+def trace(
+    model,  # PeVL
+) -> torch.export.ExportedProgram:
     "The graph of the clip half and the ranking, for any number of clips, texts and words"
     example = random_inputs(model)
     free = {n: torch.export.Dim(n) for n in ("batch", "classes", "words")}
@@ -132,19 +136,29 @@ def trace(model) -> torch.export.ExportedProgram:  # PeVL
 FORMATS = {".pt2": "torch", ".onnx": "onnx"}
 
 
-def export_note(model) -> str:  # JSON
+def export_note(
+    model,  # PeVL
+) -> str:  # JSON
     "What an exported file says about itself"
     kinds = {k: [str(d).removeprefix("torch."), list(s)] for k, (d, s) in signature(model).items()}
     note = dict(config=asdict(model.config), weights=weights_checksum(model), inputs=kinds, **code_version())
     return json.dumps(note, sort_keys=True)
 
 
-def write_torch(program, path, note: str):
+def write_torch(
+    program,  # as `trace` gives it
+    path,  # of the file, .pt2
+    note: str,  # as `export_note` gives it
+):
     "A graph as .pt2"
     torch.export.save(program, path, extra_files={"pevl.json": note})
 
 
-def write_onnx(program, path, note: str):
+def write_onnx(
+    program,  # as `trace` gives it
+    path,  # of the file, .onnx
+    note: str,  # as `export_note` gives it
+):
     "A graph as .onnx; weights included, so at most two gigabytes"
     try:
         import onnxscript  # noqa: F401
@@ -159,7 +173,9 @@ def write_onnx(program, path, note: str):
     made.save(path)
 
 
-def name_axes(graph):
+def name_axes(
+    graph,  # of an ONNX model
+):
     "Free axes by their names"
     known = {}
     at = dict(
@@ -351,7 +367,7 @@ def write_runner(path):  # such as rank.py
 def latency(
     run,  # function of inputs by name
     inputs: dict,  # name -> array or tensor
-    repeats: int = 7,
+    repeats: int = 7,  # runs of which the best counts
 ) -> float:  # seconds that the processor worked in the best run; on one thread, the time that it takes
     "Processor time of one call, after one that does not count"
     run(**inputs)

@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'BOTH', 'MARK', 'OTHER', 'PHRASES', 'AMOUNT', 'TABLE', 'RC
            'show_worst', 'Slider', 'show_slider', 'slider_or_widget']
 
 # %% ../../nbs/use/05_look_inside.ipynb #8fc2f3ed
-import base64, hashlib, html, io, json, math, re, textwrap
+import base64, hashlib, html, io, json, math, os, re, textwrap
 import numpy as np
 import torch
 from ..data.pose import LEFT, MIDDLE, PALETTE, RIGHT, SIDE_COLOURS, draw_pose, get_layout
@@ -29,7 +29,9 @@ def phrase_colour(
     return "#999999" if k < 0 else PHRASES[k % len(PHRASES)]
 
 
-def ink(colour) -> str:  # 'w' or 'k'
+def ink(
+    colour,  # name, #rrggbb or (r, g, b)
+) -> str:  # 'w' or 'k'
     "White or black, whichever can be read on a colour"
     from matplotlib.colors import to_rgb
 
@@ -130,7 +132,7 @@ def show_frames(
     frames,  # uint8 (n, 3, H, W) or (n, H, W, 3), or a list of frames
     titles=None,  # n texts
     columns=None,  # pictures in a row; None: at most four, for phones
-    fig=None,
+    fig=None,  # to draw into; None: a new one
 ):  # matplotlib figure
     "Frames in reading order"
     import matplotlib.pyplot as plt
@@ -157,9 +159,9 @@ def show_skeleton(
     keypoints,  # (J, 2) x, y in pixels of the frame
     scores=None,  # (J,), 0 = missing
     layout="coco17",  # key of LAYOUTS
-    ax=None,
+    ax=None,  # to draw into; None: those of a new figure
     width=2,  # of the bones, points
-    title=None,
+    title=None,  # above the axes
     legend=False,  # say which colour is which side
 ):  # axes
     "A frame with its person: own left orange, own right blue, middle black"
@@ -247,9 +249,9 @@ def show_mask(
     mask,  # (N,) weight of each patch; those with 0 stay clear
     keypoints=None,  # (J, 2), drawn as dots
     scores=None,  # (J,), 0 = missing
-    ax=None,
+    ax=None,  # to draw into; None: those of a new figure
     vmax=1.0,  # weight of the strongest colour
-    title=None,
+    title=None,  # above the axes
     label=None,  # of a bar that explains the colours; None: no bar
 ):  # axes
     "The weighted mask m over a pale frame"
@@ -264,9 +266,9 @@ def show_attention(
     query=None,  # number of the patch that asks, framed; None: the class token or a joint asks
     keypoints=None,  # (J, 2), drawn as dots
     scores=None,  # (J,), 0 = missing
-    ax=None,
+    ax=None,  # to draw into; None: those of a new figure
     vmax=None,  # weight of the strongest colour; None: the largest here
-    title=None,
+    title=None,  # above the axes
     label=None,  # of a bar that explains the colours; None: no bar
 ):  # axes
     "How much somebody looks at each patch, over a pale frame; a patch that gets nothing stays clear"
@@ -286,9 +288,9 @@ def show_groups(
     keypoints=None,  # (J, 2), drawn as dots
     scores=None,  # (J,), 0 = missing
     layout="coco17",  # key of LAYOUTS
-    ax=None,
-    legend=True,
-    title=None,
+    ax=None,  # to draw into; None: those of a new figure
+    legend=True,  # say which colour is which side
+    title=None,  # above the axes
 ):  # axes
     "The patches that belong to joints, in the colours of the sides; the background stays pale"
     image, body = _picture(frame), get_layout(layout)
@@ -311,11 +313,13 @@ def show_similarity(
     row_labels=None,  # n texts
     column_labels=None,  # m texts
     target=None,  # (n, m), cells above 0 are framed
-    ax=None,
-    vmin=None,
-    vmax=None,
-    title=None,
+    ax=None,  # to draw into; None: those of a new figure
+    vmin=None,  # value of the palest colour; None: the smallest in S
+    vmax=None,  # value of the strongest colour; None: the largest in S
+    title=None,  # above the axes
     label="cosine",  # of a bar that explains the colours; None: no bar
+    signed=False,  # show values around 0: white is 0, violet more, brown less; numbers have their sign
+    digits=2,  # of the numbers in the cells, after the point
 ):  # axes
     "A matrix of similarities, dark is like; cells that ought to be dark have an orange frame"
     S = _numbers(S, "S", n=None, m=None)
@@ -324,23 +328,32 @@ def show_similarity(
     rows = range(n) if row_labels is None else _labels(row_labels, n, "row labels")
     columns = range(m) if column_labels is None else _labels(column_labels, m, "column labels")
     ax = _axes(ax, 6.4, 1 + 5 * min(1, n / m))
-    shown = ax.imshow(S, cmap=TABLE, vmin=vmin, vmax=vmax, interpolation="nearest")
+    if signed:
+        most = max(abs(v) for v in (vmin, vmax, 0) if v is not None) or np.abs(S).max() or 1
+        vmin, vmax = -most, most
+    shown = ax.imshow(S, cmap="PuOr" if signed else TABLE, vmin=vmin, vmax=vmax, interpolation="nearest")
     ax.set_xticks(range(m), columns, fontsize=9, rotation=90 * (max(len(str(c)) for c in columns) > 3))
     ax.set_yticks(range(n), rows, fontsize=9)
     for i, j in np.argwhere(target > 0):
         _frame(ax, j, i)
     if n * m <= 64:
-        _write(ax, S, shown, "{:.2f}".format)
+        _write(ax, S, shown, lambda v: _number(v, digits, signed))
     if label:
         _bar(ax, shown, label)
     return _titled(ax, title)
+
+
+def _number(v, digits, signed):
+    "With or without a plus; zero has no sign"
+    v = round(float(v), digits) + 0.0
+    return f"{v:{'+' if signed and v else ''}.{digits}f}"
 
 
 def _frame(ax, x, y, n=1):
     "An orange square around n x n cells"
     from matplotlib.patches import Rectangle
 
-    ax.add_patch(Rectangle((x - 0.5, y - 0.5), n, n, fill=False, ec=MARK, lw=2, zorder=2))
+    ax.add_patch(Rectangle((x - 0.5, y - 0.5), n, n, fill=False, ec=MARK, lw=2, zorder=3, clip_on=False))
 
 
 def _write(ax, values, shown, text, where=None):
@@ -358,8 +371,8 @@ def show_alignment(
     truth=None,  # (T, K) bool: phrase k happens in frame t
     frame_mask=None,  # (T,) bool, False: nobody was seen in the frame, which is left blank
     names=None,  # K texts, for a legend
-    ax=None,
-    title=None,
+    ax=None,  # to draw into; None: those of a new figure
+    title=None,  # above the axes
 ):  # axes
     "Frames and words; a dot is the word that a frame is most similar to, filled if its phrase happens then"
     S, at, now, seen = _aligned(S, words, phrases, truth, frame_mask)
@@ -426,16 +439,27 @@ def _span(s):
     return str(text), float(start), float(end), None if share is None else float(share)
 
 
+def _differing(texts, most):
+    "Texts without the words that all share at either end, if one of them is longer than `most` letters"
+    if len(texts) < 2 or max(map(len, texts)) <= most:
+        return texts
+    words = [t.split() for t in texts]
+    least = min(map(len, words)) - 1  # a word of each stays
+    head = min(len(os.path.commonprefix(words)), least)
+    tail = min(len(os.path.commonprefix([w[::-1] for w in words])), least - head)
+    return [" ".join(["…"] * (head > 0) + w[head : len(w) - tail] + ["…"] * (tail > 0)) for w in words]
+
+
 def show_timeline(
     spans,  # as for `as_spans`
-    ax=None,
+    ax=None,  # to draw into; None: those of a new figure
     seconds=None,  # length of the video; None: the last end
-    title=None,
+    title=None,  # above the axes
 ):  # axes
     "A row for each text, a bar for each time that it happens, with its probability or share"
     found = as_spans(spans)
     texts = list(dict.fromkeys(t for t, *_ in found))
-    names = [textwrap.fill(textwrap.shorten(t, 96), 32) for t in texts]
+    names = [textwrap.fill(textwrap.shorten(t, 96, placeholder=" …"), 32) for t in _differing(texts, 96)]
     last = seconds or max([end for *_, end, _ in found], default=1) or 1
     ax = _axes(ax, 6.4, 0.9 + sum(0.14 + 0.16 * len(n.splitlines()) for n in names or [""]))
     for text, start, end, share in found:
@@ -451,8 +475,8 @@ def show_timeline(
 # %% ../../nbs/use/05_look_inside.ipynb #309078b9
 def show_confusion(
     result,  # Result of an evaluation
-    ax=None,
-    title=None,
+    ax=None,  # to draw into; None: those of a new figure
+    title=None,  # above the axes
 ):  # axes
     "Rows are the truth, columns what the model said; pairs that only the picture separates come first, each in an orange square"
     m = result.scores["confusion"].float()
@@ -478,8 +502,8 @@ def show_confusion(
 
 def show_curve(
     log,  # column -> list of numbers, as `pevl.use.report.read_log` gives
-    ax=None,
-    title=None,
+    ax=None,  # to draw into; None: those of a new figure
+    title=None,  # above the axes
 ):  # axes
     "Loss (left, orange) and accuracy (right, blue) over epochs; what was not measured has no point"
     if "loss" not in log:
@@ -500,7 +524,7 @@ def show_curve(
         for k, (name, mark, size) in kinds.items():
             there = [(i, v) for i, v in zip(x, log[k]) if v == v]
             right.plot(*zip(*there), mark, c=OTHER, ms=size, label=name)
-        right.legend(fontsize=9, loc="center right")
+        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, frameon=False)
     return _titled(ax, title)
 
 # %% ../../nbs/use/05_look_inside.ipynb #2a7d444e
@@ -525,7 +549,7 @@ def film_strip(
 
 def worst_clips(
     result,  # Result of an evaluation
-    n=8,
+    n=8,  # at most so many
 ) -> list:  # at most n numbers of clips
     "The most confidently wrong clips, the surest first"
     p, said = result.probs.max(1)
@@ -538,7 +562,7 @@ def show_worst(
     dataset,  # ClipDataset that was evaluated
     n=8,  # clips
     shown=6,  # moments of each
-    fig=None,
+    fig=None,  # to draw into; None: a new one
 ):  # matplotlib figure
     "The most confidently wrong clips as strips, with the truth, what was said, and how surely"
     import matplotlib.pyplot as plt
@@ -577,7 +601,7 @@ class Slider:
 
     def __init__(
         self,
-        html: str,
+        html: str,  # the whole element
     ):
         self.html = html
 
@@ -686,7 +710,7 @@ def slider_or_widget(
     draw,  # function of a number 0 .. n - 1 that gives an image or a figure
     n,  # how many there are
     live=False,  # ask `draw` anew at each move: needs ipywidgets and a kernel
-    label="frame",
+    label="frame",  # of the slider
     **kw,  # as for `show_slider`
 ):  # Slider, or what ipywidgets.interact gives
     "A slider over all n pictures, drawn now; or one that draws when it is moved, where a kernel is there to do it"

@@ -16,12 +16,18 @@ from ..train.evaluate import Result
 from .look_inside import film_strip, show_confusion, show_curve
 
 # %% ../../nbs/use/06_report.ipynb #0096d894
-def data_uri(image, kind="png"):  # bytes
+def data_uri(
+    image,  # bytes of a file
+    kind="png",  # png or jpeg
+):
     "Bytes of an image as something that fits into a page"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def figure_uri(fig, dpi=80):
+def figure_uri(
+    fig,  # is closed
+    dpi=80,  # pixels per inch
+):
     "A matplotlib figure as a data URI; closes it"
     import matplotlib.pyplot as plt
 
@@ -31,7 +37,9 @@ def figure_uri(fig, dpi=80):
     return data_uri(s.getvalue())
 
 # %% ../../nbs/use/06_report.ipynb #7897a609
-def read_log(path) -> dict:  # column -> list of float, nan where empty
+def read_log(
+    path,  # of a CSV file
+) -> dict:  # column -> list of float, nan where empty
     "A run's log.csv as columns"
     try:
         rows = list(csv.DictReader(open(path, newline="", encoding="utf-8")))
@@ -112,7 +120,10 @@ def _clip_block(dataset, result, i, at):
     return f'<div class="clip">{img}{verdict} <span class="soft">({p[said]:.0%}, {name})</span></div>'
 
 
-def choose_clips(result, n=8):
+def choose_clips(
+    result,  # Result of an evaluation
+    n=8,  # at most so many
+):  # numbers of clips
     "Clips to show: the first of each class, wrong ones first where a class has any"
     wrong = result.probs.argmax(1) != result.labels
     out = []
@@ -130,7 +141,7 @@ def write_report(
     log=None,  # of the training, as `read_log` returns it
     protocol=None,  # name -> text: seed, counts, versions, hardware, ...
     others=None,  # name of a run -> its summary, for comparison
-    title="A training run of PeVL",
+    title="A training run of PeVL",  # its first line
 ) -> Path:
     "One HTML page with everything in it; written whole or not at all"
     import matplotlib.pyplot as plt

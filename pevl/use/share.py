@@ -43,7 +43,9 @@ def read_results(
         ) from None
 
 
-def first_line(path) -> list[str]:
+def first_line(
+    path,  # of a CSV file
+) -> list[str]:
     "The names of a table's columns"
     with open(path, encoding="utf-8", errors="replace") as f:
         return f.readline().strip().split(",")
@@ -71,20 +73,26 @@ HOME = {
 }  # of CLIPs on the hub
 
 
-def dataset_name(row: dict) -> str:
+def dataset_name(
+    row: dict,  # of results
+) -> str:
     "What was evaluated on, with what must not be lost"
     noise = f", noise {row['noise']:g} on the joints" if row.get("noise") else ""
     return (row.get("data") or "unknown data") + " (simulated)" * bool(row.get("simulated")) + noise
 
 
-def conditions(row: dict) -> str:
+def conditions(
+    row: dict,  # of results
+) -> str:
     "What tells a row from others on the same data; the hub takes rows that agree here for one"
     views = f"{row['views']} x {row.get('temporal_views') or 1} views" if row.get("views") else ""
     noise = f"noise {row['noise']:g}" if row.get("noise") is not None else ""
     return ", ".join(filter(None, [row.get("data_version"), views, noise, row.get("precision")]))
 
 
-def eval_results(rows: list[dict]) -> list:  # of EvalResult
+def eval_results(
+    rows: list[dict],  # of results, as `read_results` gives them
+) -> list:  # of EvalResult
     "Rows in the words of the hub's model index"
     from huggingface_hub import EvalResult
 
@@ -127,7 +135,10 @@ def card_data(
     return ModelCardData(model_name=name, tags=tags, **task, **more)
 
 # %% ../../nbs/use/07_share.ipynb #e119aac1
-def intro(config, facts: dict) -> str:
+def intro(
+    config,  # PeVLConfig
+    facts: dict,  # about its training, as `PeVL.facts`
+) -> str:
     "What it is, and what it is not for"
     c, by = config, " and ".join(m for m in config.modalities if m != "text")
     does = "ranks label texts for a video" if "text" in c.modalities else f"names {c.classes} classes"
@@ -147,7 +158,11 @@ def intro(config, facts: dict) -> str:
     return "\n\n".join(lines)
 
 # %% ../../nbs/use/07_share.ipynb #ffff877e
-def usage(config, facts: dict, load: str) -> str:
+def usage(
+    config,  # PeVLConfig
+    facts: dict,  # about its training, as `PeVL.facts`
+    load: str,  # code that loads the model
+) -> str:
     "Code that runs as it stands, once there is a video of that name"
     texts = [t for t in facts.get("classes", ()) if isinstance(t, str)][:3]
     if "text" not in config.modalities:
@@ -164,7 +179,13 @@ def usage(config, facts: dict, load: str) -> str:
     ).rstrip()
 
 # %% ../../nbs/use/07_share.ipynb #6926911b
-def inside(model, config, dtype=None, trunk: bool = True, file: str = "model.safetensors") -> str:
+def inside(
+    model,  # PeVL
+    config,  # PeVLConfig
+    dtype=None,  # of the floats in the file; None: as in the model
+    trunk: bool = True,  # whether the file holds CLIP's own weights
+    file: str = "model.safetensors",  # name of the file
+) -> str:
     "What it is made of"
     c = config
     trained, frozen = (sum(n) for n in zip(*count_parameters(model).values()))
@@ -195,7 +216,9 @@ def inside(model, config, dtype=None, trunk: bool = True, file: str = "model.saf
     )
 
 
-def two_columns(rows: dict) -> str:
+def two_columns(
+    rows: dict,  # name -> value
+) -> str:
     "A table of names and values; what is unknown has no line"
     lines = [
         f"| {k} | {f'{v:,}' if isinstance(v, int) else v} |" for k, v in rows.items() if v not in (None, "")
@@ -203,7 +226,9 @@ def two_columns(rows: dict) -> str:
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 # %% ../../nbs/use/07_share.ipynb #45e3acbc
-def training(facts: dict) -> str:
+def training(
+    facts: dict,  # about its training, as `PeVL.facts`
+) -> str:
     "How it was made, as far as its file says"
     r, t = facts.get("recipe") or {}, facts.get("training") or {}
     d, o, m = (r.get(k) or {} for k in ("data", "optim", "model"))
@@ -226,7 +251,10 @@ def training(facts: dict) -> str:
     return "## How it was trained\n\n" + two_columns(rows).rstrip()
 
 # %% ../../nbs/use/07_share.ipynb #2e522b72
-def results_section(rows: list[dict], rounded_to: str = None) -> str:
+def results_section(
+    rows: list[dict],  # of results, as `read_results` gives them
+    rounded_to: str = None,  # float type of the file, where it changes weights; None: none
+) -> str:
     "What was measured, with the conditions"
     if not rows:
         return "## Results\n\nNone are given: nothing that was measured with these weights came with them."
@@ -248,7 +276,9 @@ def results_section(rows: list[dict], rounded_to: str = None) -> str:
     return "\n\n".join(filter(None, ["## Results", table, " ".join(notes), protocol(rows)]))
 
 
-def protocol(rows: list[dict]) -> str:
+def protocol(
+    rows: list[dict],  # of results, as `read_results` gives them
+) -> str:
     "What all rows have in common"
     names = "classes clips missing broken without_pose data_version checksum average kind template precision".split()
     names += "weights configuration version commit torch hardware date".split()
@@ -256,7 +286,10 @@ def protocol(rows: list[dict]) -> str:
     return "Protocol: " + ", ".join(f"{k} {v}" for k, v in same.items() if v not in (None, "")) + "."
 
 
-def rounds(model, dtype) -> bool:
+def rounds(
+    model,  # PeVL
+    dtype,  # torch dtype; None: as it is
+) -> bool:
     "Whether a float type changes any weight"
     if dtype is None:
         return False
@@ -264,7 +297,10 @@ def rounds(model, dtype) -> bool:
     return not all(torch.equal(v.to(dtype).to(v.dtype), v) for v in floats)
 
 # %% ../../nbs/use/07_share.ipynb #dfce2309
-def limits(config, facts: dict) -> str:
+def limits(
+    config,  # PeVLConfig
+    facts: dict,  # about its training, as `PeVL.facts`
+) -> str:
     "What to beware of"
     lines = []
     if "text" in config.modalities:
@@ -283,7 +319,9 @@ def limits(config, facts: dict) -> str:
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
-def pairs_hint(facts) -> list:
+def pairs_hint(
+    facts,  # about its training, as `PeVL.facts`
+) -> list:
     "What `within pairs` means, for those who have it"
     texts = {dive_sentence(l): l for l in DIVING48}
     known = [texts[t] for t in facts.get("classes", ()) if t in texts]
@@ -316,7 +354,7 @@ def model_card(
     load: str = None,  # code that loads it
     dtype=None,  # of the file's floats; None: as in the model
     trunk: bool = True,  # whether the file holds CLIP's own weights
-    file: str = "model.safetensors",
+    file: str = "model.safetensors",  # name of the weights' file
     sections=(),  # more texts, before the limits
 ) -> str:  # markdown with a block of YAML before it
     "A model card in the hub's format, from facts and rows alone; what is unknown is absent"
@@ -361,7 +399,7 @@ def push(
     revision: str = None,  # branch, made if needed; None: main
     create_pr: bool = False,  # ask the owner to take it, instead of changing it
     token=None,  # None: the one of `hf auth login`
-    message: str = "Model, configuration and card",
+    message: str = "Model, configuration and card",  # of the commit
     **how,  # dtype, trunk, base, facts, as for `save_for_hub`
 ) -> str:  # address of the commit
     "Upload a model with its card"
@@ -388,7 +426,9 @@ def push(
 
 
 @contextmanager
-def one_line(repo_id: str):
+def one_line(
+    repo_id: str,  # 'owner/name'
+):
     "What the hub's client raises, in one line that names the repository"
     from huggingface_hub import errors
 
@@ -407,7 +447,11 @@ def one_line(repo_id: str):
         raise OSError(f"{repo_id}: {why.get(status) or said}") from None
 
 
-def edited(repo_id, revision=None, token=None) -> bool:
+def edited(
+    repo_id,  # 'owner/name'
+    revision=None,  # branch; None: main
+    token=None,  # None: the one of `hf auth login`
+) -> bool:
     "Whether the repository has a card that a person wrote or changed"
     card = hub_file(repo_id, "README.md", revision=revision, token=token)
     return card is not None and MADE not in card.read_text(encoding="utf-8", errors="replace")
