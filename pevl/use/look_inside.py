@@ -297,14 +297,17 @@ def show_groups(
     own = _numbers(groups, "groups", **{"J + 1": len(body.names) + 1, "N": None})[:-1] > 0
     (columns, p), ax = _grid(own.shape[1], image, "groups"), _axes(ax, 3.2, 3.4)
     _pale(ax, image)
+    used = set()
     for i in np.flatnonzero(own.any(0)):
         sides = {body.sides[j] for j in np.flatnonzero(own[:, i])}
         one = next(s for s in ("left", "right", "middle") if s in sides)
         colour = BOTH if {"left", "right"} <= sides else SIDE_COLOURS[one]
+        used.add(colour)
         _square(ax, i, columns, p, fc=colour, ec="k", lw=0.6, alpha=0.75)
     _dots(ax, keypoints, scores)
     if legend:
-        _legend(ax, {"left": LEFT, "right": RIGHT, "both": BOTH, "middle": MIDDLE})
+        names = {LEFT: "left", RIGHT: "right", BOTH: "both", MIDDLE: "middle"}
+        _legend(ax, {name: colour for colour, name in names.items() if colour in used})
     return _bare(ax, image, title)
 
 # %% ../../nbs/use/05_look_inside.ipynb #bdeaf762
