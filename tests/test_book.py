@@ -252,7 +252,10 @@ def test_a_name_that_the_chapter_binds_itself_is_no_link():
     cell = nbdev_myst.nbformat.v4.new_code_cell
     code = "from pevl.train.learner import train\ndef draw(rank, drop_path=0.1):\n    weights = rank\npevl.predict(1)"
     seen = nbdev_myst.words(nbdev_myst.nbformat.v4.new_notebook(cells=[cell(code), cell("%no python")]))
-    links = lambda name: nbdev_myst.link_names(f"so `{name}` is", "model.mask", seen) != f"so `{name}` is"
+
+    def links(name):
+        return nbdev_myst.link_names(f"so `{name}` is", "model.mask", seen) != f"so `{name}` is"
+
     assert all(
         map(
             links, ["train", "predict", "PeVL", "group_softmax", "pose_mask", "PeVL.encode_clip", "pevl.rank"]

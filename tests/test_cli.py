@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -146,7 +147,7 @@ def test_help_of_a_command(name, capfd):
     options = re.findall(r"^\W*(--[\w-]+|PATH|ROW|MODEL|auto)\b", text, re.M)
     assert len(options) == len(COMMANDS[name].__dataclass_fields__), text
     positional = (
-        "predict video",
+        "predict videos",
         "ablate rows",
         "check dataset",
         "check data",
@@ -183,7 +184,6 @@ WRONG_USAGE = {
     "unknown command": ["dive"],
     "unknown option": ["predict", "a.mp4", "--top", "3"],
     "missing option": ["train", "--data", "dives"],
-    "missing video": ["predict"],
     "not a number": ["simdive", "--out", "x", "--classes", "many"],
     "not a choice": ["evaluate", "--data", "x", "--weights", "y", "--views", "2"],
 }
@@ -263,7 +263,7 @@ def test_predict_as_a_process(clip, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_bytes("\ufeffein Sprung vorwärts\r\n\r\na back dive\r\n".encode())
     ran = pevl("predict", clip, "--labels", labels)
-    assert ran.returncode == 0 and not ran.stderr, ran.stderr[-3000:]
+    assert ran.returncode == 0 and ran.stderr.count("\n") == 1 and "simulated clips only" in ran.stderr
     assert {line.split("%  ")[1] for line in ran.stdout.splitlines() if "%" in line} == {
         "ein Sprung vorwärts",
         "a back dive",
@@ -292,6 +292,40 @@ def test_predict_of_a_folder_goes_on_and_says_so(clip, tmp_path, capfd):
     for p in folder.glob("rgb/s*.mp4"):
         p.unlink()
     assert main(ask) == 2
+
+
+def test_predict_of_several_videos(clip, tmp_path, capfd, refuses):
+    "As a shell writes *.mp4; texts that stand in their place are recognised; the order does not matter"
+    two = shutil.copy(clip, clip.with_name("two.mkv"))
+    shutil.copy(clip.parent.parent / "pose" / f"{clip.stem}.npz", clip.parent.parent / "pose" / "two.npz")
+    texts = ["--labels", "a back dive", "a jump"]
+    assert main(["predict", clip, two, *texts, "--overlay", tmp_path / "look"]) == 0
+    out, err = capfd.readouterr()
+    assert str(clip) in out and str(two) in out and err.count("simulated clips only") == 1
+    assert sorted(p.name for p in (tmp_path / "look").iterdir()) == [clip.name, "two.mkv.mp4"]
+    assert main(["predict", *texts, clip]) == 0 and "a jump" in capfd.readouterr().out
+    refuses(["predict", clip, "a jump", "a walk"], "a jump: no such file", "label texts follow --labels")
+    refuses(["predict", *texts], "no video: expected")
+    refuses(["features", "--out", tmp_path / "f.safetensors"], "no video: expected")
+    refuses(["predict", clip, two, "--window", 1], "--window: several videos")
+    refuses(["predict", clip, clip, "--overlay", tmp_path], "two videos have the same name")
+    refuses(["predict", clip, "--device", "cuda:99"], "device cuda:99: not on this machine")
+
+
+def test_features_say_what_they_leave_out(clip, tmp_path, capfd):
+    torn = clip.with_name("torn.mp4")
+    torn.write_bytes(clip.read_bytes()[:500])
+    assert main(["features", clip, torn, "--out", tmp_path / "f.safetensors", "--no-extract"]) == 1
+    out, err = capfd.readouterr()
+    assert "features of 1 clips" in out and "pevl: left out: torn: not a video" in err
+
+
+def test_closed_output(clip):
+    "`pevl predict ... >&-`: nobody listens, and that is no reason for a traceback"
+    for close, status in ((">&-", 0), (">&- 2>&-", 0)):
+        words = " ".join(map(shlex.quote, command("predict", clip)))
+        ran = subprocess.run(f"{words} {close}", shell=True, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == status and "Traceback" not in ran.stderr, ran.stderr[-3000:]
 
 
 def test_predict_without_pose_file(clip, capfd, refuses):

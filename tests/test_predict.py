@@ -24,8 +24,10 @@ from pevl.data.simdive import generate
 from pevl.data.video import write_video
 from pevl.use.features import extract_features, read_features
 from pevl.use.predict import (
+    GUESS,
     Failure,
     load_any,
+    load_on,
     load_predictor,
     open_footage,
     predict,
@@ -120,7 +122,7 @@ def test_a_photograph_of_a_person(tmp_path, model):
     photo = np.asarray(Image.open(ROOT / "tests" / "photos" / "astronaut.jpg").convert("RGB"))[:500, :300]
     write_video(tmp_path / "photo.mp4", np.stack([photo] * 6))
     p = predict(tmp_path / "photo.mp4", AB, model, topk=2)
-    assert p.found == "mediapipe" and not p.notes and p.pose.scores.any(1).all()
+    assert p.found == "mediapipe" and p.notes == [GUESS] and p.pose.scores.any(1).all()
     assert sum(q for _, q in p) == pytest.approx(1, abs=1e-5)
 
 
@@ -246,7 +248,7 @@ def test_poses_that_do_not_fit(clip, model):
         predict(clip, AB, model, pose=wide)
     nan = Pose(np.full_like(pose.keypoints, np.nan), pose.scores, pose.image_size)
     p = predict(clip, AB, model, pose=nan)
-    assert p.notes == ["nobody was found: the picture alone decides"] and not p.phrases
+    assert p.notes == ["nobody was found: the picture alone decides", GUESS] and not p.phrases
     save_pose(clip.with_suffix(".npz"), nan)
     assert list(predict(clip, AB, model)) == list(p)
 
@@ -271,6 +273,30 @@ def test_texts_of_every_kind(clip, model):
     assert len(predict(clip, many, model, topk=700)) == 700
     with pytest.raises(ValueError, match="tokens, expected at most 77"):
         predict(clip, ["somersault " * 100, "b"], model)
+
+
+def test_a_model_of_simulated_clips_says_when_it_guesses(clip, model):
+    "Of texts that it was not trained with, and of videos whose joints somebody else has to find"
+    own = read_facts("simdive48")["classes"]
+    assert not predict(clip, model=model).notes and not predict(clip, own[:2], model).notes
+    assert predict(clip, AB, model).notes == [GUESS]
+    assert predict_windows(clip, [*own[:3], "a soup"], model).notes == [GUESS]
+    clip.with_suffix(".npz").unlink()
+    assert GUESS in predict(clip, model=model, backend=everywhere).notes
+
+
+def test_where_the_model_runs(clip, tmp_path, model, monkeypatch):
+    "A GPU if there is one; a model in memory stays; a device that is not there is an error in one line"
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or False)
+    assert load_on("simdive48").device.type == "cpu" and asked
+    assert load_on(model).device == model.device and predict(clip, model=model, device="cpu")
+    for device in ("gpu", "cuda:99"):
+        for call in (predict, predict_windows):
+            with pytest.raises(ValueError, match=f"device {device}: not on this machine"):
+                call(clip, AB, device=device)
+        with pytest.raises(ValueError, match=f"device {device}: not on this machine"):
+            extract_features([clip], tmp_path / "f.safetensors", device=device)
 
 
 def test_a_model_without_text_knows_its_classes(clip, tmp_path):
@@ -456,6 +482,15 @@ def test_feature_files_that_are_none(data, tmp_path):
         read_features(tmp_path / "f.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_features(tmp_path / "none.safetensors")
+
+
+def test_features_of_a_folder_with_broken_videos(mess, tmp_path, model):
+    "They are named, the others are kept, and everybody may read the file as any other"
+    (folder, names), out = mess, tmp_path / "f.safetensors"
+    assert extract_features(folder, out, model, extract=False) == len(names)
+    assert {"gone", "empty", "text"} <= set(read_features(out).facts["failed"])
+    (tmp_path / "any").touch()
+    assert out.stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_features_on_a_full_disk(dives, tmp_path, model, monkeypatch):

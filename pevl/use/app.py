@@ -25,7 +25,7 @@ from ..data.text import DIVING48, dive_sentence
 from ..data.video import count_packets, sample_indices
 from ..model.mask import joint_weights, pose_mask, take_frames
 from .look_inside import phrase_colour, show_mask
-from .predict import Extractor, Predictor, choose_labels, load_any, open_footage, read_facts
+from .predict import Extractor, Predictor, choose_labels, load_any, load_on, open_footage, read_facts
 
 # %% ../../nbs/use/09_app.ipynb #5da4a9f6
 def show_ranked(
@@ -256,8 +256,9 @@ class Ranker:
         samples=(),  # of Sample
         max_mb: float = 100,
         max_seconds: float = 60,
+        device=None,  # as for `predict`
     ):
-        self.facts, self.model, self.samples = read_facts(model), load_any(model), tuple(samples)
+        self.facts, self.model, self.samples = read_facts(model), load_on(model, device), tuple(samples)
         self.max_mb, self.max_seconds = max_mb, max_seconds
         self.classes = list(dict.fromkeys(self.facts.get("classes", ())))
         self.ready = self.predictor(self.classes) if self.classes else None
@@ -266,7 +267,7 @@ class Ranker:
         "The texts to choose from, encoded"
         texts, phrases = choose_labels(labels, None, self.facts, self.model, "this model")
         words = self.facts.get("kind", "diving"), self.facts.get("template", "paper")
-        return Predictor(self.model, texts, phrases, *words)
+        return Predictor(self.model, texts, phrases, *words, facts=self.facts)
 
     def __call__(self, video, text, joints=None) -> str:  # paths of uploaded files or None, labels one a line
         try:
@@ -428,12 +429,13 @@ def build(
     max_seconds: float = 60,  # of a video
     keep_minutes: float = 60,  # after which an upload is removed in any case
     workers: int = 1,  # videos that are looked at at the same time; others wait
+    device=None,  # as for `predict`
 ):  # gradio Blocks, to be launched with `css=CSS` and a theme, as `launch` does
     "The page"
     gr = need_gradio()
     folder = TemporaryDirectory(prefix="samples-", dir=os.environ.get("GRADIO_TEMP_DIR"))
     clips = simulate_samples(folder.name) if samples is None else own_samples(samples)
-    rank = Ranker(model, clips, max_mb, max_seconds)
+    rank = Ranker(model, clips, max_mb, max_seconds, device)
     age = int(60 * keep_minutes)
     page = gr.Blocks(
         title="PeVL: which text fits this video?", analytics_enabled=False, delete_cache=(60, age)
@@ -625,6 +627,7 @@ def launch(
     max_mb: float = 100,  # of an upload
     max_seconds: float = 60,  # of a video
     workers: int = 1,  # videos at the same time
+    device=None,  # as for `predict`
     browser: bool = False,  # open the page in a browser
     block: bool = True,  # wait for Ctrl-C or SIGTERM; False: return at once
 ):  # Running, if it does not block
@@ -639,7 +642,8 @@ def launch(
         app = Running(None, "", folder)
         try:
             need_gradio()
-            how = dict(model=model, samples=samples, max_mb=max_mb, max_seconds=max_seconds, workers=workers)
+            how = dict(model=model, samples=samples, max_mb=max_mb, max_seconds=max_seconds)
+            how |= dict(workers=workers, device=device)
             app = start(folder, host, port, browser, how)
             if not block:
                 return app

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 from ..data.datasets import Clip, ClipSet, Skipping, clips_for, collate, loader_process
 from ..data.extract import find_videos
-from ..data.files import sweep, whole
+from ..data.files import sweep, write_atomic
 from ..data.pose import Pose
 from ..train.evaluate import digest, weights_checksum
-from .predict import Extractor, find_pose, load_any, path_text
+from .predict import Extractor, find_pose, load_on, path_text
 
 # %% ../../nbs/use/04_features.ipynb #39cefafa
 def list_clips(
@@ -38,7 +38,7 @@ def list_clips(
             else [Path(v) for v in ([videos] if one else videos)]
         )
         root = Path(videos) if one and Path(videos).is_dir() else None
-        if missing := [f for f in files if not f.is_file()]:
+        if missing := [] if root else [f for f in files if not f.is_file()]:
             raise FileNotFoundError(f"{missing[0]}: no such video or folder")
         stems = [f.stem for f in files]
         call = lambda f: (
@@ -134,10 +134,8 @@ class FeatureSet:
 def write_features(path, s: FeatureSet):
     "Write a set: the whole file or none"
     held = dict(version=1, key=s.key, names=s.names, stamps=s.stamps, facts=s.facts)
-    with whole(path) as part:
-        save_file(
-            {k: v.contiguous() for k, v in s.features.items()}, part, {"pevl_features": json.dumps(held)}
-        )
+    tensors = {k: v.contiguous() for k, v in s.features.items()}
+    write_atomic(path, save(tensors, {"pevl_features": json.dumps(held)}))
 
 # %% ../../nbs/use/04_features.ipynb #be42adb2
 def read_features(
@@ -270,11 +268,12 @@ def extract_features(
     every: int = 128,  # clips in a part: so many are lost at most if the work is stopped
     force: bool = False,  # make all rows again, and replace a file of other settings
     progress: bool = True,  # a bar on stderr, if that is a terminal
+    device=None,  # as for `predict`
 ) -> int:  # clips in the file
     "Features of all clips in one file; what is there already and still right is kept"
     from tqdm import tqdm
 
-    out, clips, net = Path(out), list_clips(videos), load_any(model)
+    out, clips, net = Path(out), list_clips(videos), load_on(model, device)
     key = settings_key(net, half, frames, backend)
     check_place(out, key, force)
     stamps, parts = {c.name: stamp(c) for c in clips.clips}, out.with_name(f"{out.name}.parts")

@@ -201,7 +201,7 @@ def predict_windows(
     views: int = 1,  # crops, 1 or 3
     batch_size: int = 8,  # windows at a time
     progress: bool = False,  # a bar on stderr
-    **how,  # kind, template, phrases, extract, backend, save_pose, as for `predict`
+    **how,  # kind, template, phrases, extract, backend, save_pose, device, as for `predict`
 ) -> Timeline:
     "Rank label texts for every window of a long video; the joints are looked for once"
     if hasattr(model, "look"):
@@ -230,7 +230,7 @@ def slide(predictor, video, window, stride, pose, topk, minimum, views, batch_si
         probs.append(prob)
     if not windows:
         raise ValueError(f"{footage.video}: {broken[0][2]}")
-    notes = list(footage.notes)
+    notes = predictor.notes(footage)
     if broken:
         notes.append(f"{len(broken)} of {len(spans)} windows cannot be read: {broken[0][2]}")
     end = footage.num_frames / footage.fps
