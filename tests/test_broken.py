@@ -236,6 +236,8 @@ def test_truncated(tmp_path, name):
     n, whole, lines = len(data), [], 0
     places = [0, 1, 8, 64, 300, *(n * i // 11 for i in range(1, 11)), n - 100, n - 20, n - 1, n]
     for place in places:
+        if data[place + 4 : place + 8] == b"moof":
+            continue  # between two fragments: nothing in the file says that more was to come
         path = tmp_path / f"cut.{name.split('.')[1]}"
         path.write_bytes(data[:place])
         for backend in BACKENDS:

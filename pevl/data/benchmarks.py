@@ -169,7 +169,7 @@ def find_files(
 def only(
     found: list,  # of paths
     what: str,  # was looked for
-    root,
+    root,  # folder of the set, for messages
     versions: tuple = (),  # that are there, if they are the reason for several
 ) -> Path:
     "The one file of a list; ValueError if it is none or several"
@@ -190,7 +190,7 @@ class Videos:
 
     def __init__(
         self,
-        root,
+        root,  # folder that is searched with its sub-folders
         first: tuple = (),  # folders that are preferred if a name occurs twice
     ):
         self.root, self.first, self.of, self.twice = Path(root), first, {}, []
@@ -265,7 +265,7 @@ class Listing:
 
 
 def once(
-    rows: list[Row],
+    rows: list[Row],  # as they stand in the list
 ) -> tuple[list[Row], list[str]]:  # rows without repetitions, names that were repeated
     "Each clip once; ValueError if two lines contradict each other"
     first, again = {}, []
@@ -296,7 +296,9 @@ class SmarthomePose:
         return str(self.path)
 
 
-def short_id(name: str) -> str:
+def short_id(
+    name: str,  # id of a FineGym clip
+) -> str:
     "The id of a clip of FineGym as Gym288-skeleton writes it, without the letters"
     return name[:11] + re.sub(r"_[EA]_", "_", name[11:])
 
@@ -304,7 +306,11 @@ def short_id(name: str) -> str:
 class Poses:
     "Poses of a set: pose/<name>.npz, else poses.safetensors, else the skeletons of Toyota Smarthome"
 
-    def __init__(self, root, notes: list):
+    def __init__(
+        self,
+        root,  # folder of the set
+        notes: list,  # are added to
+    ):
         self.root = Path(root)
         folder = self.root / "pose"
         self.npz = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -343,7 +349,9 @@ CONVERT = "convert it once: pevl pose {0} --out {1}/poses.safetensors"
 SIMULATED = "SIMULATED"  # a file of this name in a set's folder: what lies there is drawn, and every result has to say so
 
 
-def layout_of(clips: list[Clip]) -> str | None:
+def layout_of(
+    clips: list[Clip],  # of a split
+) -> str | None:
     "Key of LAYOUTS of the first pose that can be read; None if it is COCO's, which the models take for granted"
     for clip in [c for c in clips if c.pose is not None][:20]:
         with contextlib.suppress(ValueError, OSError, AttributeError):
@@ -355,9 +363,9 @@ digest = lambda raw: hashlib.sha256(raw).hexdigest()[:12]
 
 
 def official_count(
-    bench: Benchmark,
-    version: str,
-    split: str,
+    bench: Benchmark,  # of BENCHMARKS
+    version: str,  # of its label files
+    split: str,  # train, val or test
 ) -> int | None:  # None: not known
     "Clips of a split as the owners count them; if the version is not known, what all versions agree on"
     if version in bench.versions:
@@ -366,14 +374,18 @@ def official_count(
     return counts.pop() if len(counts) == 1 else None
 
 
-def checksums(raw: dict) -> dict:  # label file -> 12 digits; many files are one
+def checksums(
+    raw: dict,  # label file -> its bytes
+) -> dict:  # label file -> 12 digits; many files are one
     "Checksums of the label files"
     if len(raw) > 8:
         raw = {f"{len(raw)} files": b"".join(raw.values())}
     return {n: digest(b) for n, b in raw.items()}
 
 
-def class_texts(listing: Listing) -> list:  # of LabelText
+def class_texts(
+    listing: Listing,  # with the names of the classes
+) -> list:  # of LabelText
     "The sentences of the classes; adds to the notes"
     from pevl.data.labels import same_texts, texts_for
 
@@ -387,9 +399,9 @@ def class_texts(listing: Listing) -> list:  # of LabelText
 
 # %% ../../nbs/data/13_benchmarks.ipynb #bb3b6bf4
 def find_clips(
-    root,
-    listing: Listing,
-    rows: list[Row],
+    root,  # folder of the set
+    listing: Listing,  # knows where a clip lies
+    rows: list[Row],  # clips to look for
 ) -> tuple[list[Clip], list[str]]:  # clips, names without a video
     "Look for the video and the pose of each row; FileNotFoundError if there is no video at all"
     videos, poses = Videos(root, ("clips", "rgb", "video", "mp4", listing.split)), Poses(root, listing.notes)
@@ -454,7 +466,7 @@ GYM_ID = re.compile(r"(?P<ytid>.{11})_(?P<event>E_\d+_\d+)_(?P<segment>A_\d+_\d+
 
 def read_elements(
     path,  # such as gym99_val_element.txt
-    classes: int,
+    classes: int,  # how many there are
 ) -> tuple[list[Row], bytes]:
     "Read and validate a list of FineGym's clips: an id and a class per line"
     lines, raw = read_lines(path)
@@ -535,7 +547,7 @@ class GymTimes:
 
 # %% ../../nbs/data/13_benchmarks.ipynb #02d81e3b
 def gym_finder(
-    root,
+    root,  # folder of the set
     listing: Listing,  # gets notes, and the file that was used
 ):
     "A clip of FineGym: a video of its own, or a part of its event's, or of the whole video"
@@ -568,9 +580,9 @@ def gym_finder(
 
 
 def gym_lists(
-    root,
-    split: str,
-    version: str | None,
+    root,  # folder of the set
+    split: str,  # train, val or test
+    version: str | None,  # of the lists; None: the one that is there
     key: str,  # gym99 or gym288
 ) -> tuple[Path, Path, str]:  # categories, list of the split, version as the file names tell it
     "The label files of FineGym; the list for validation is the same in all versions"
@@ -616,7 +628,7 @@ _HAA_LINE = "url,start,end,is_camera_moving,num_figures"
 
 def cells_of(
     where: str,  # file and line
-    line: str,
+    line: str,  # its text
 ) -> list[str]:
     "The cells of a line of a table"
     try:
@@ -626,7 +638,7 @@ def cells_of(
 
 
 def table_of(
-    path,
+    path,  # of the file, for messages
     lines: list[tuple[int, str]],  # as `read_lines` returns them
 ) -> list[tuple[int, list[str]]]:  # line number, cells
     "The lines of a table as cells; all at once where nothing is wrong, since a table may have 240,000 of them"
@@ -639,7 +651,9 @@ def table_of(
     return [(n, [c.strip() for c in row]) for (n, _), row in zip(lines, rows, strict=True)]
 
 
-def haa_files(root) -> list[Path]:
+def haa_files(
+    root,  # folder of the set
+) -> list[Path]:
     "The files <class>.txt of HAA500: all of a folder in which one looks like it, so that a damaged one is not lost"
     folders = {}
     for p, _ in find_files(root, r"(?!readme|licen[cs]e)[^.].*\.txt"):
@@ -692,7 +706,9 @@ def haa_finder():
 _PARTS = dict(train=slice(16), val=slice(16, 17), test=slice(17, None))
 
 
-def haa_clips(root) -> dict:  # class -> numbers of its clips, counted from 0
+def haa_clips(
+    root,  # folder of the set
+) -> dict:  # class -> numbers of its clips, counted from 0
     "The clips that are there as <class>/<class>_000.mp4, for copies without lists"
     out = {}
     for stem, places in sorted(Videos(root).of.items()):
@@ -797,14 +813,20 @@ def read_smarthome_list(
 STRAY = "Pour.Fromcup"  # a 32nd class in the lists of CS, two clips
 
 
-def smarthome_lists(root) -> dict:  # (split, version) -> path
+def smarthome_lists(
+    root,  # folder of the set
+) -> dict:  # (split, version) -> path
     "The split lists that are there"
     split = lambda word: dict(train="train", test="test").get(word.lower(), "val")
     found = find_files(root, r"(train|validation|val|test)_(CS|CV1|CV2)\.(?:txt|csv)")
     return {(split(m[1]), m[2].upper()): p for p, m in found}
 
 
-def smarthome_version(root, version, lists) -> str:
+def smarthome_version(
+    root,  # folder of the set, for messages
+    version,  # protocol that was asked for; None: the one that is there
+    lists,  # as `smarthome_lists` returns them
+) -> str:
     "The protocol: asked for, or the only one that there are lists of"
     known = sorted({v for _, v in lists}) or list(BENCHMARKS["smarthome"].versions)
     if version is None and len(known) > 1:
@@ -813,9 +835,9 @@ def smarthome_version(root, version, lists) -> str:
 
 
 def smarthome_names(
-    root,
-    split: str,
-    version: str,
+    root,  # folder of the set
+    split: str,  # train, val or test
+    version: str,  # protocol, such as CS
     path,  # of the list; None: there is none
 ) -> tuple[list[tuple], dict, list[str]]:  # (where it stands, name taken apart), label files, notes
     "The clips of a split: as the list says, else those that are there by the rule"
@@ -831,8 +853,8 @@ def smarthome_names(
 
 # %% ../../nbs/data/13_benchmarks.ipynb #5cfc530e
 def smarthome_rows(
-    split: str,
-    version: str,
+    split: str,  # train, val or test
+    version: str,  # protocol, such as CS
     names: list[tuple],  # as `smarthome_names` returns them
     labels: list[str],  # of the protocol
     known: list[str],  # of all protocols
@@ -956,7 +978,9 @@ _K400_FILES = (
 _K400_NAMES = r"label_map_k400\.txt|(?:kinetics[-_]?400|k400)_(?:label_?map|labels|classes|classnames)\.txt"
 
 
-def kinetics_files(root) -> dict:  # split -> (path, csv or txt)
+def kinetics_files(
+    root,  # folder of the set
+) -> dict:  # split -> (path, csv or txt)
     "The label files of Kinetics that are there"
     out = {}
     for p, m in find_files(root, _K400_FILES):
@@ -977,7 +1001,7 @@ def kinetics_files(root) -> dict:  # split -> (path, csv or txt)
 
 
 def kinetics_classes(
-    root,
+    root,  # folder of the set, for messages
     told: set | None,  # labels of all tables
     pairs: list
     | None,  # (list, line number, number of the class, path) of all lists, where there is no table
@@ -1004,9 +1028,9 @@ def kinetics_classes(
 
 
 def kinetics_rows(
-    root,
+    root,  # folder of the set, for messages
     files: dict,  # as `kinetics_files` returns them
-    split: str,
+    split: str,  # train or val
 ) -> tuple[list[str], list[Row], dict]:  # class names, rows, label files
     "The clips of a split, from a table or a list"
     path, kind = files[split]

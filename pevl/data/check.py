@@ -38,7 +38,7 @@ class Seen:
 
 
 def reason(
-    error: Exception,
+    error: Exception,  # of a reader
     path,  # that the message begins with
 ) -> str:
     "The text of an error in one line, without the path"
@@ -46,7 +46,7 @@ def reason(
 
 # %% ../../nbs/data/15_check.ipynb #02b0e017
 def look_at_pose(
-    clip: Clip,
+    clip: Clip,  # with or without a pose
     seen: Seen,  # is filled in
     num_frames: int,  # of the video
     layout: str,  # that the training expects
@@ -106,7 +106,7 @@ def choose(
 
 
 def set_layout(
-    clipset: ClipSet,
+    clipset: ClipSet,  # a split
 ) -> str:
     "Layout of the joints of a set: what its reader says, else that of the first pose that can be read"
     for clip in () if clipset.layout else clipset.clips:
@@ -119,11 +119,11 @@ def set_layout(
 
 
 def look(
-    clipset: ClipSet,
+    clipset: ClipSet,  # a split
     sample: int | None = SAMPLE,  # clips to open; None: all, 0: none
     decode: bool = False,  # every frame
     workers: int = 0,  # threads; 0: two per core, at most 16
-    progress: bool = True,
+    progress: bool = True,  # a bar on stderr
 ) -> list[Seen]:  # in the order of the set
     "Open the videos of a set"
     from tqdm import tqdm
@@ -152,7 +152,7 @@ FAULTS = dict(  # row of the table -> what is wrong with a clip, given what was 
 
 
 def faults(
-    clipset: ClipSet,
+    clipset: ClipSet,  # a split
     seen: list,  # of Seen
 ) -> dict:  # fault -> {clip: reason}
     "The clips of a split that something is wrong with, by name"
@@ -165,7 +165,7 @@ def faults(
 
 
 def column(
-    clipset: ClipSet,
+    clipset: ClipSet,  # a split
     seen: list,  # of Seen
     bad: dict,  # as `faults` returns it
 ) -> dict:  # name -> number, pair of numbers, text or None
@@ -182,8 +182,8 @@ def column(
 
 # %% ../../nbs/data/15_check.ipynb #c5662191
 def same_clips(
-    a: ClipSet,
-    b: ClipSet,
+    a: ClipSet,  # a split
+    b: ClipSet,  # another one
 ) -> list[str]:  # names in b
     "Clips that are in two splits: by name, or as the same part of the same video"
     part = lambda c: (c.video, c.start, c.end, c.seconds)
@@ -195,8 +195,8 @@ def same_clips(
 
 
 def same_people(
-    a: ClipSet,
-    b: ClipSet,
+    a: ClipSet,  # a split
+    b: ClipSet,  # another one
 ) -> dict:  # subject or source video -> clips in b
     "Subjects or source videos that are in two splits"
     known = {c.person for c in a.clips} - {""}
@@ -220,7 +220,7 @@ class Problem:
 
 def first_of(
     names,  # of clips
-    most: int = 3,
+    most: int = 3,  # so many are said
 ) -> str:
     "The first names"
     names = list(names)
@@ -239,7 +239,7 @@ SAYS = dict(  # fault -> how it is called; whether the first reason is worth tel
 
 
 def split_problems(
-    clipset: ClipSet,
+    clipset: ClipSet,  # a split
     numbers: dict,  # as `column` returns it
     bad: dict,  # as `faults` returns it
 ) -> list[Problem]:
@@ -335,7 +335,9 @@ class Report:
         return json.dumps(asdict(self) | dict(ok=self.ok), indent=1) + "\n"
 
 # %% ../../nbs/data/15_check.ipynb #08feb2e1
-def shown(v) -> str:
+def shown(
+    v,  # number, pair of numbers, text or None
+) -> str:
     "A number of the table, as people read it"
     if v is None or isinstance(v, str):
         return v or "-"
@@ -344,7 +346,7 @@ def shown(v) -> str:
 
 def listed(
     counts: dict,  # what -> clips
-    most: int = 4,
+    most: int = 4,  # so many are said
 ) -> str:
     "The most frequent ones, with their numbers"
     best = sorted(counts.items(), key=lambda kv: -kv[1])
@@ -352,7 +354,9 @@ def listed(
     return ", ".join(f"{k} ({n:,})" for k, n in best[:most]) + more
 
 
-def page_sections(r: Report) -> list[Section]:
+def page_sections(
+    r: Report,  # as `check` returns it
+) -> list[Section]:
     "The tables of the page; rows in which nobody has anything to say are left out"
     rows = [("", *r.splits)]
     for key in next(iter(r.splits.values()), ()):
@@ -368,7 +372,9 @@ def page_sections(r: Report) -> list[Section]:
     ]
 
 
-def page(r: Report) -> str:
+def page(
+    r: Report,  # as `check` returns it
+) -> str:
     "The report as text"
     serious = sum(p.serious for p in r.problems)
     verdict = f"{serious} serious, {len(r.problems) - serious} notable" if r.problems else "nothing to note"
@@ -387,7 +393,7 @@ def page(r: Report) -> str:
 
 
 def alike(
-    notes: list[str],
+    notes: list[str],  # of the readers
 ) -> list[str]:
     "Notes that differ in names and numbers only, as one; all of them are in the JSON"
     groups = {}
@@ -399,7 +405,9 @@ def alike(
     ]
 
 
-def folded(line: str) -> str:
+def folded(
+    line: str,  # of any length
+) -> str:
     "A line of the page, in several if it is long"
     from textwrap import fill
 
@@ -407,8 +415,8 @@ def folded(line: str) -> str:
 
 # %% ../../nbs/data/15_check.ipynb #7565cbf0
 def same_list(
-    a: ClipSet,
-    b: ClipSet,
+    a: ClipSet,  # a split
+    b: ClipSet,  # another one
 ) -> bool:
     "Whether two splits are one list under two names: a reader says `val` where there is no `test`"
     names = lambda s: [c.name for c in s.clips] + s.missing
@@ -416,9 +424,9 @@ def same_list(
 
 
 def read_splits(
-    root,
-    dataset: str | None,
-    version: str | None,
+    root,  # folder of a data set
+    dataset: str | None,  # as in `check`
+    version: str | None,  # as in `check`
 ) -> tuple[dict, list]:  # split -> ClipSet, problems
     "All splits that the folder has"
     sets, problems = {}, {}

@@ -27,7 +27,7 @@ class Clip:
     "One clip of a set: where it lies and what it shows"
 
     name: str  # of this clip alone: the file name without ending, or what the label file calls it
-    video: Path
+    video: Path  # its file, perhaps shared with other clips
     pose: Path | None  # an .npz file, or an object whose load() gives a Pose; None: no pose
     label: int  # 0..C-1
     start: int = 0  # first frame
@@ -273,7 +273,10 @@ def read_diving48(
     )
 
 # %% ../../nbs/data/05_datasets.ipynb #9a3191f3
-def check_splits(train: ClipSet, test: ClipSet):
+def check_splits(
+    train: ClipSet,  # the split to train on
+    test: ClipSet,  # the one to test on
+):
     "ValueError if two splits share clips or differ in their classes"
     shared = sorted({c.name for c in train.clips} & {c.name for c in test.clips})
     if shared:
@@ -286,14 +289,14 @@ def check_splits(train: ClipSet, test: ClipSet):
 
 # %% ../../nbs/data/05_datasets.ipynb #f83d648f
 def plot_classes(
-    clipset: ClipSet,
+    clipset: ClipSet,  # as a reader returns it
     ax=None,  # matplotlib axes; None makes a figure
 ):
     "Clips per class, coloured by the first token of the label (of a name such as Cook.Stir: the part before the dot)"
     import matplotlib.pyplot as plt
 
     if ax is None:
-        ax = plt.subplots(figsize=(9, 2.6), dpi=80)[1]
+        ax = plt.subplots(figsize=(7.6, 2.6), dpi=100, layout="constrained")[1]
     counts = clipset.counts()
     kinds = [l.split(".")[0] if isinstance(l, str) else l[0] for l in clipset.labels]
     kinds = kinds if len(set(kinds)) < 10 else ["all classes"] * len(kinds)
@@ -324,15 +327,15 @@ class Sample:
     keypoints: torch.Tensor  # (T, J, 2) float, pixels of the crop
     scores: torch.Tensor  # (T, J) float, 0 = missing
     slots: torch.Tensor  # (Tv,) int64, positions of the frames among the T pose frames
-    label: int
-    name: str
+    label: int  # 0..C-1
+    name: str  # of the clip
 
 
 class Broken(NamedTuple):
     "A clip that could not be read, in the place of its Sample"
 
-    name: str
-    reason: str
+    name: str  # of the clip
+    reason: str  # one line that begins with the file
 
 # %% ../../nbs/data/05_datasets.ipynb #ca978e8e
 @dataclass
@@ -358,7 +361,11 @@ class Batch:
             }
         )
 
-    def to(self, device, non_blocking=False):
+    def to(
+        self,
+        device,  # torch.device or its name
+        non_blocking=False,  # copy from pinned memory while the program goes on
+    ):
         return self._each(lambda v: v.to(device, non_blocking=non_blocking))
 
     def pin_memory(self):
@@ -388,7 +395,7 @@ def collate(
 # %% ../../nbs/data/05_datasets.ipynb #502120d2
 def sample_generator(
     seed: int,  # of the run
-    epoch: int,
+    epoch: int,  # from 0
     index: int,  # number of the clip
 ) -> torch.Generator:
     "Independent random numbers per (seed, epoch, clip), on every machine and in every worker the same"
@@ -396,13 +403,15 @@ def sample_generator(
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 # %% ../../nbs/data/05_datasets.ipynb #fbcebdfa
-def pose_of(clip: Clip) -> Pose:
+def pose_of(
+    clip: Clip,  # with a pose
+) -> Pose:
     "The pose of a clip, from its own file or out of a file of many"
     return clip.pose.load() if hasattr(clip.pose, "load") else load_pose(clip.pose)
 
 
 def pose_rows(
-    clip: Clip,
+    clip: Clip,  # with a pose
     index: torch.Tensor,  # (T,) frame numbers in the video
     rows: int,  # of the pose
     num_frames: int,  # of the video
@@ -422,7 +431,7 @@ def pose_rows(
 
 # %% ../../nbs/data/05_datasets.ipynb #f39e68bf
 def read_pose(
-    clip: Clip,
+    clip: Clip,  # with or without a pose
     index: torch.Tensor,  # (T,) frame numbers in the video
     num_frames: int,  # of the video
     size: tuple,  # (H, W) of the video
@@ -458,7 +467,7 @@ VIEWS = {1: ("centre",), 3: ("left", "centre", "right")}
 
 
 def check_end(
-    clip: Clip,
+    clip: Clip,  # whose limits are checked
     num_frames: int,  # of the video
     fps: float = 30.0,  # of the video
 ):
@@ -487,18 +496,30 @@ class FrameStore:
         self.backend, self.limit, self.bytes, self.kept, self.known = backend, limit, 0, {}, {}
         self.small = dict(short_side=short_side, least=least)
 
-    def shape(self, clip: Clip, height: int, width: int) -> tuple[int, int]:
+    def shape(
+        self,
+        clip: Clip,  # not looked at: all clips are treated alike
+        height: int,  # pixels of the video
+        width: int,  # pixels of the video
+    ) -> tuple[int, int]:  # height, width
         "Size of the frames that `read` gives of a video of this size"
         return fit_short_side(height, width, **self.small)
 
-    def length(self, clip: Clip) -> tuple[int, float]:
+    def length(
+        self,
+        clip: Clip,  # whose video is meant
+    ) -> tuple[int, float]:
         "Number of frames and frames per second of a clip's video, which is opened once for it"
         if clip.video not in self.known:
             with open_video(clip.video, self.backend, **self.small) as video:
                 self.known[clip.video] = video.num_frames, video.fps
         return self.known[clip.video]
 
-    def read(self, clip: Clip, index: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def read(
+        self,
+        clip: Clip,  # whose video is meant
+        index: torch.Tensor,  # (n,) frame numbers in the video
+    ) -> tuple[torch.Tensor, int]:
         "uint8 (n, 3, H, W) at the frame numbers `index`, and the number of frames of the video"
         if clip.video not in self.kept:
             with open_video(clip.video, self.backend, **self.small) as video:
@@ -529,7 +550,7 @@ def short_side_for(
 
 # %% ../../nbs/data/05_datasets.ipynb #05c6713a
 def clip_span(
-    clip: Clip,
+    clip: Clip,  # in frames, in seconds, or without limits
     store,  # FrameStore or Pack
     read_video: bool = True,  # False: only the pose is read
 ) -> tuple[int, int]:
@@ -542,11 +563,11 @@ def clip_span(
 
 # %% ../../nbs/data/05_datasets.ipynb #81938054
 def read_clip(
-    clip: Clip,
+    clip: Clip,  # as a reader returns it
     index: torch.Tensor,  # (T,) frame numbers in the video
     slots: torch.Tensor,  # (Tv,) which of them need a picture
     store,  # FrameStore or Pack
-    layout: str = "coco17",
+    layout: str = "coco17",  # that its pose must have
     read_video: bool = True,  # False: one black frame, and only the pose file is read
     span: tuple | None = None,  # as in `read_pose`
 ) -> tuple[
@@ -571,12 +592,12 @@ class ClipDataset(Dataset):
 
     def __init__(
         self,
-        clipset: ClipSet,
+        clipset: ClipSet,  # the clips of one split
         T: int = 48,  # pose frames
         Tv: int = 16,  # video frames, a subset
         size: int = 224,  # of the crop, pixels
         train: bool = False,  # random moments, crops and flips
-        seed: int = 0,
+        seed: int = 0,  # of the run: of all random moments, crops and flips
         backend: str = "auto",  # of open_video
         cache: bool = False,  # keep decoded videos in memory
         views: int = 1,  # 1 or 3 crops of a moment; with n = views * temporal_views, clip i has the numbers ni .. ni+n-1
@@ -587,8 +608,8 @@ class ClipDataset(Dataset):
         cache_bytes: int = 2 << 30,  # limit of the cache
         short_side: int | None = None,  # of the decoded frames; None: as the crops need, 0: as in the video
         pack=None,  # a file of `pevl pack` to read frames from in the place of the videos
-        transform=None,
-    ):  # in the place of ClipTransform
+        transform=None,  # called like a ClipTransform, in its place
+    ):
         if views not in VIEWS or train and views != 1:
             raise ValueError(f"views is {views}, expected 1" + ("" if train else " or 3"))
         if temporal_views < 1 or train and temporal_views != 1:
@@ -631,7 +652,10 @@ class ClipDataset(Dataset):
     def __len__(self):
         return len(self.clipset) * self.per_clip
 
-    def set_epoch(self, n: int):
+    def set_epoch(
+        self,
+        n: int,  # from 0; another epoch gives other moments and crops
+    ):
         self._epoch.fill_(n)
 
     def __getitem__(self, i: int) -> Sample:
@@ -700,7 +724,7 @@ def loader_process(
 
 # %% ../../nbs/data/05_datasets.ipynb #57aa3686
 def clips_for(
-    clipset: ClipSet,
+    clipset: ClipSet,  # the clips of one split
     config,  # of the model: a PeVLConfig
     **how,  # for ClipDataset: train, views, cache, pack, ...
 ) -> ClipDataset:
@@ -716,7 +740,10 @@ def clips_for(
 class Skipping(Dataset):
     "A dataset whose unreadable clips become `Broken` notes; call `note(batch)` to collect them in `.broken`"
 
-    def __init__(self, dataset):
+    def __init__(
+        self,
+        dataset,  # a ClipDataset
+    ):
         self.dataset, self.broken = dataset, {}
 
     def __len__(self):
@@ -738,7 +765,10 @@ class Skipping(Dataset):
                 " ".join(str(e).split()),
             )
 
-    def note(self, batch: Batch) -> dict[str, str]:
+    def note(
+        self,
+        batch: Batch,  # as the loader gives it
+    ) -> dict[str, str]:
         "Remember a batch's broken clips; returns all so far, name -> reason"
         self.broken.update(batch.broken)
         return self.broken

@@ -70,7 +70,9 @@ class BackendError(ValueError):
 BACKENDS = {}
 
 
-def backend(name: str):
+def backend(
+    name: str,  # that --backend takes
+):
     "Decorator: a class becomes known under a name"
 
     def known(cls):
@@ -85,7 +87,9 @@ def nobody(J: int = 17):  # (0, J, 2), (0, J)
     return np.zeros((0, J, 2), np.float32), np.zeros((0, J), np.float32)
 
 
-def find_backend(name: str) -> type:
+def find_backend(
+    name: str,  # of BACKENDS, or module:Class
+) -> type:
     "The class of that name; BackendError if there is none"
     if name in BACKENDS:
         return BACKENDS[name]
@@ -215,7 +219,10 @@ class RTMLib:
                 self.find = YOLOX(detector or m["det"], model_input_size=m["det_input_size"], **how)
                 self.estimate = RTMPose(estimator or m["pose"], model_input_size=m["pose_input_size"], **how)
             except OSError as e:  # no internet
-                raise BackendError(f"backend rtmlib: its weights cannot be downloaded ({e})") from None
+                hint = "connect to the internet once, or give files (detector, estimator)"
+                raise BackendError(
+                    f"backend rtmlib: its weights cannot be downloaded ({e}): {hint}"
+                ) from None
 
     def __call__(self, frame):
         boxes = np.asarray(self.find(np.ascontiguousarray(frame[..., ::-1]))).reshape(-1, 4)
@@ -263,7 +270,10 @@ class _Inert:
         pass
 
 
-def check_digest(path, sha256: str | None = None):
+def check_digest(
+    path,  # .pth file
+    sha256: str | None = None,  # 64 digits; None: the name of the file holds 8 of them
+):
     "BackendError unless the file's SHA-256 is `sha256`, or begins as the file's own name says"
     named = re.search(r"-([0-9a-f]{8})(?:_\d{8})?\.pth$", Path(path).name)
     expected = (sha256 or (named[1] if named else "")).lower()
@@ -275,7 +285,7 @@ def check_digest(path, sha256: str | None = None):
         found = hashlib.file_digest(f, "sha256").hexdigest()
     if not found.startswith(expected):
         raise BackendError(
-            f"{path}: its sha256 begins with {found[:8]}, expected {expected[:8]}: torn, or another file"
+            f"{path}: its sha256 begins with {found[:8]}, expected {expected[:8]}: torn, or another file: download it again"
         )
 
 
@@ -386,9 +396,9 @@ class Detected:
     "What a detector found in a video"
 
     people: list  # F frames of (keypoints (M, J, 2), scores (M, J))
-    size: tuple  # (H, W)
-    fps: float
-    layout: str
+    size: tuple  # (H, W) of the frames, pixels
+    fps: float  # frames per second of the video
+    layout: str  # of the joints: key of LAYOUTS
     seconds: float  # that it took
 
     @property
@@ -419,7 +429,12 @@ def detect(
 TRACK_COLOURS = [PALETTE[k] for k in (2, 6, 3, 1, 0)]  # not those of left and right
 
 
-def write_frames(path, frames, fps: float, size: tuple):
+def write_frames(
+    path,  # file to write, .mp4
+    frames,  # iterable of uint8 (H, W, 3)
+    fps: float,  # frames per second; 0: 30
+    size: tuple,  # (H, W)
+):
     "A video from an iterable of uint8 (H, W, 3); odd rows and columns are cut off; whole or not at all"
     H, W = (n // 2 * 2 for n in size)
     with (
@@ -443,7 +458,7 @@ def draw_people(
     bodies: tuple,  # keypoints (M, J, 2), scores (M, J)
     numbers: np.ndarray,  # (M,) tracks
     kept=(),  # numbers of the person who is kept
-    layout: str = "coco17",
+    layout: str = "coco17",  # key of LAYOUTS
     least: float = 0.3,  # joints with smaller scores are not drawn
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "All bodies with the numbers of their tracks; the one that is kept in the colours of its sides"
@@ -510,7 +525,13 @@ def describe(
     return [(f"frame {t}   no pose: {why}", "white")]
 
 
-def write_overlay(path, video, found: Detected, numbers: list, kept=()):
+def write_overlay(
+    path,  # file to write, .mp4
+    video,  # file that was detected in
+    found: Detected,  # in that video
+    numbers: list,  # F arrays (M,): the track of each body
+    kept=(),  # tracks of the person who is kept
+):
     "The video with the skeletons drawn in, and a line that says what they are"
     frames = (
         caption(draw_people(f, bodies, ks, kept, found.layout), describe(t, ks, kept))
@@ -526,8 +547,8 @@ def extract_clip(
     detector,  # an object of a backend
     person: int | None = None,  # number of a track; None: the main actor
     overlay=None,  # video to write, with the skeletons
-    stop=lambda: False,
-    tick=lambda: None,
+    stop=lambda: False,  # asked before each frame
+    tick=lambda: None,  # called after each frame
 ) -> dict:  # frames, found (frames with the person), others (without, but with somebody else), people (tracks), seconds
     "The pose of one video; it is written before the overlay, which is only for the eye"
     found = detect(video, detector, stop, tick)
@@ -551,13 +572,17 @@ VIDEOS = ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .web
 OVERLAY = ".overlay.mp4"  # how the name of an overlay ends: it is not taken for a clip
 
 
-def is_video(path) -> bool:
+def is_video(
+    path,  # file
+) -> bool:
     "By its name; hidden files and overlays are none"
     name = Path(path).name.lower()
     return Path(name).suffix in VIDEOS and not name.startswith(".") and not name.endswith(OVERLAY)
 
 
-def find_videos(folder) -> list:
+def find_videos(
+    folder,  # searched with its sub-folders
+) -> list:
     "All videos below a folder, in the order of their names; links are followed, but not in a circle"
 
     def refuse(e):
@@ -586,7 +611,10 @@ def plan(
         root = videos / "rgb" if (videos / "rgb").is_dir() else videos
         found = find_videos(root)
     if not found:
-        raise ValueError(f"{videos}: no videos in it, expected files that end in {' '.join(VIDEOS)}")
+        raise ValueError(
+            f"{videos}: no videos in it, expected files that end in {' '.join(VIDEOS)}: "
+            "name the folder that holds them, or one file"
+        )
     beside = root.parent if root.name in ("rgb", "videos") else root
     out, pairs = Path(out) if out else beside / "pose", {}
     for v in found:
@@ -599,7 +627,10 @@ def plan(
     return [(v, t) for t, v in pairs.items()], out
 
 # %% ../../nbs/data/12_extract.ipynb #d32be04f
-def is_done(video, target) -> bool:
+def is_done(
+    video,  # file
+    target,  # .npz of its pose
+) -> bool:
     "Whether the pose is there and fits the video"
     try:
         pose = load_pose(target)

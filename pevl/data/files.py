@@ -12,7 +12,9 @@ from pathlib import Path
 
 # %% ../../nbs/data/07_files.ipynb #1a8f02a8
 @contextmanager
-def naming(path):
+def naming(
+    path,  # the file that was meant
+):
     "An OSError in here is about this path, whatever temporary file it met"
     try:
         yield
@@ -23,7 +25,7 @@ def naming(path):
 def did_you_mean(
     name,  # that nobody knows
     known,  # names that there are
-    most: int = 3,
+    most: int = 3,  # names that are said
     cutoff: float = 0.5,  # from 0, everything is near, to 1, nothing is
 ) -> str:
     "The end of an error about an unknown name: the near ones, or what there is"
@@ -34,7 +36,9 @@ def did_you_mean(
     return f", expected {', '.join(known[:8])}" + f" and {len(known) - 8} more" * (len(known) > 8)
 
 # %% ../../nbs/data/07_files.ipynb #868db26c
-def to_disk(path):
+def to_disk(
+    path,  # file or folder
+):
     "Wait until a file, or the names in a folder, are on the disk and not only in memory"
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -59,7 +59,9 @@ def number_words(
 _MOVE = re.compile(r"salto|walkover|handspring|flic-flac|jump|leap")
 
 
-def with_article(part: str) -> str:
+def with_article(
+    part: str,  # of an action, such as "round-off"
+) -> str:
     "A part of a movement with its article; numbers have none"
     if re.match(r"(an?|the|at least)\b|\d", part):
         return part
@@ -272,7 +274,7 @@ def read_gym(
 
 # %% ../../nbs/data/08_labels.ipynb #44a3c666
 def gym_place(
-    name: GymName,
+    name: GymName,  # an official name, taken apart
 ) -> tuple[str, str]:  # the text without its place, the place
     "Where a movement ends: on the apparatus, or beside it as a dismount"
     place, down = EVENTS[name.event][1], name.group in DISMOUNTS
@@ -284,7 +286,7 @@ def gym_place(
 
 
 def mark_gym(
-    name: GymName,
+    name: GymName,  # an official name, taken apart
 ) -> str:  # marked sentence
     "The sentence of an official name, with its phrases marked"
     text, place = gym_place(name)
@@ -438,7 +440,7 @@ def label_file(
 
 # %% ../../nbs/data/08_labels.ipynb #816bb95d
 def prompt_kind(
-    texts: list[LabelText],
+    texts: list[LabelText],  # of all classes
 ) -> str:  # fills {kind} of the prompt
     "The one kind of a set: 'gymnastic' for the four events, else the kind that all classes share, else 'human'"
     kinds = {t.kind for t in texts}

@@ -45,17 +45,20 @@ class Take:
     split: str  # train, val or test
     i: int  # number of the clip in its class and split
 
-    def seed(self, seed):
+    def seed(
+        self,
+        seed,  # of the miniature
+    ):
         return clip_seed(seed, self.split, 1000 * self.i + self.k)
 
 
 def shoot(
-    root: Path,
-    takes: list[Take],
+    root: Path,  # folder of the miniature
+    takes: list[Take],  # what to film
     dives,  # label of the dive per class
-    seed: int = 0,
+    seed: int = 0,  # of the miniature
     size: int = 72,  # pixels
-    progress: bool = False,
+    progress: bool = False,  # show a bar
     wide: bool = False,  # pictures of 4:3
 ) -> dict:  # name -> Pose
     "Film all takes"
@@ -118,7 +121,7 @@ def pyskl(
     poses: dict,  # name -> Pose
     labels: dict,  # name -> number of the class
     splits: dict,  # name of the split -> names
-    traps: bool = False,
+    traps: bool = False,  # with a row without a body, one without a size, one without hands
 ):
     "A pose file as MMAction2 and PYSKL hand them out; every third clip has a second person, and the order of the two means nothing"
     rows = []
@@ -406,10 +409,10 @@ def miniature(
     classes: int = 4,  # that are filmed; the label files name all classes of the benchmark where they do so in the release
     train: int = 6,  # clips per class
     test: int = 3,  # clips per class
-    seed: int = 0,
+    seed: int = 0,  # of all films and names
     traps: bool = False,  # with everything that goes wrong in real copies
     pose: bool = True,  # with a pose file of the kind that people find for this benchmark
-    progress: bool = False,
+    progress: bool = False,  # show a bar
     full: bool = False,  # FineGym: whole videos, which nobody has cut into clips
     size: int = 72,  # pixels; Smarthome's pictures are a third wider
 ) -> Path:  # root

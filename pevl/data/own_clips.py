@@ -34,7 +34,7 @@ def hidden(
 
 
 def list_files(
-    folder,
+    folder,  # searched with its sub-folders
 ) -> list[Path]:  # in the order of their names
     "All files below a folder that people see; links are followed, but not in a circle; an unreadable folder is an error"
 
@@ -55,7 +55,7 @@ class Found:
     "A clip as a folder or a line of a table names it"
 
     name: str  # path without ending
-    video: Path
+    video: Path  # its file
     label: str  # name of its class
     group: str  # who stays on one side of the split together
     split: str = ""  # train, val or test; '': not said
@@ -63,7 +63,9 @@ class Found:
     person: str = ""  # subject, or the video that several clips are cut from
 
 
-def same_name(text: str) -> str:
+def same_name(
+    text: str,  # a file name, a label, a cell of a table
+) -> str:
     "One spelling for umlauts: a Mac writes two characters where others write one"
     return unicodedata.normalize("NFC", text)
 
@@ -131,8 +133,8 @@ def lot(
 
 
 def assign(
-    found: list[Found],
-    share: float = SHARE,
+    found: list[Found],  # all clips of the set
+    share: float = SHARE,  # of the groups, to test on
 ) -> tuple[dict[str, str], list[str]]:  # group -> train or test, notes
     "Decide for each group; every class gets at least one group on each side"
     side, notes = {f.group: "test" if lot(f.group) < share else "train" for f in found}, []
@@ -154,7 +156,7 @@ def assign(
 
 # %% ../../nbs/data/14_own_clips.ipynb #b4349e89
 def decode(
-    raw: bytes,
+    raw: bytes,  # of a file
 ) -> tuple[str, str]:  # text, how it was written
     "UTF-8 with or without a mark in front, UTF-16 with one, or what Excel for Windows writes in the West"
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -180,8 +182,8 @@ COLUMNS = ("path", "label", "start", "end", "split", "person", "phrases")
 def check_header(
     where: str,  # file and line
     names: list[str],  # of the columns
-    needed: tuple,
-    known: tuple,
+    needed: tuple,  # columns that must be there
+    known: tuple,  # columns that mean something
 ) -> list[str]:  # notes
     "ValueError for a column that is missing, doubled or misspelt; a note for one that means nothing here"
     missing, notes = [n for n in needed if n not in names], []
@@ -215,9 +217,9 @@ def open_table(
 
 
 def read_table(
-    path,
-    needed: tuple = COLUMNS[:2],  # columns
-    known: tuple = COLUMNS,
+    path,  # .csv, of Excel or anybody
+    needed: tuple = COLUMNS[:2],  # columns that must be there
+    known: tuple = COLUMNS,  # columns that mean something
 ) -> tuple[list[tuple[int, dict]], list[str], bytes]:  # (line, column -> text), notes, the file's bytes
     "Rows of a table; ValueError names file and line"
     text, mark, first, notes, raw = open_table(path, needed)
@@ -253,14 +255,16 @@ def locate(
     return next((Path(base, t) for t in tries if os.path.exists(Path(base, t))), Path(base, tries[-2]))
 
 
-def short(text: str) -> str:
+def short(
+    text: str,  # a cell
+) -> str:
     "A cell as a message shows it"
     return repr(text if len(text) < 60 else text[:57] + "...")
 
 
 def moment(
     where: str,  # file and line
-    row: dict,
+    row: dict,  # column -> text
 ) -> tuple[float, float] | None:
     "Start and end in seconds, or None for the whole video"
     out = []
@@ -283,8 +287,8 @@ def moment(
 
 def clip_of(
     path,  # of the table
-    line: int,
-    row: dict,
+    line: int,  # number in it, from 1
+    row: dict,  # column -> text
     split: str = "",  # of the whole table
 ) -> Found:
     "One line of a table; ValueError names file, line and column"
@@ -331,7 +335,9 @@ def tables_of(
     return [(p, "") for p in own]
 
 
-def is_table(path) -> bool:
+def is_table(
+    path,  # file
+) -> bool:
     "Whether a file begins with a header that has path and label"
     with open(path, "rb") as f:
         text, _ = decode(f.read(4000))
@@ -364,8 +370,8 @@ KIND = "human"
 
 
 def in_order(
-    text: str,
-    phrases: list[str],
+    text: str,  # of a class
+    phrases: list[str],  # its sub-actions
 ) -> str:  # the first phrase that does not fit; '' if all do
     "Whether phrases stand in a text word for word, one after the other"
     words = lambda s: [" ", *re.findall(r"\w+|[^\w\s]", s.casefold()), " "]
@@ -392,7 +398,9 @@ def _phrases(cell: str):
     return [p.strip() for p in cell.split("|")] if cell.strip() else None
 
 
-def texts_csv(path) -> tuple[dict[str, Words], str]:  # label -> words, kind
+def texts_csv(
+    path,  # labels.csv
+) -> tuple[dict[str, Words], str]:  # label -> words, kind
     "Texts from labels.csv"
     out, kinds, columns = {}, {}, ("label", "text", "phrases", "kind")
     for n, row in read_table(path, columns[:2], columns)[0]:
@@ -408,7 +416,9 @@ def texts_csv(path) -> tuple[dict[str, Words], str]:  # label -> words, kind
     return out, next(iter(kinds.keys() - {""}), "")
 
 # %% ../../nbs/data/14_own_clips.ipynb #d377f8b3
-def texts_json(path) -> tuple[dict[str, Words], str]:  # label -> words, kind
+def texts_json(
+    path,  # labels.json
+) -> tuple[dict[str, Words], str]:  # label -> words, kind
     "Texts from labels.json"
     try:
         data = json.loads(decode(Path(path).read_bytes())[0])
@@ -436,7 +446,7 @@ def texts_json(path) -> tuple[dict[str, Words], str]:  # label -> words, kind
 
 # %% ../../nbs/data/14_own_clips.ipynb #fbe4f071
 def read_texts(
-    folder,
+    folder,  # of the set
     labels: list[str],  # names of the classes
 ) -> tuple[dict[str, Words], str, dict]:  # label -> words, kind, label file -> bytes
     "What labels.json or labels.csv in a folder says about the classes; nothing if there is none"
@@ -467,7 +477,7 @@ def text_of(
 
 
 def class_texts(
-    labels: list[str],
+    labels: list[str],  # names of the classes
     words: dict[str, Words],  # for some of them
 ) -> tuple[list[str], list[list[str]]]:  # texts, phrases
     "Texts of all classes; ValueError if two are the same, or a phrase is not in its text"
@@ -516,8 +526,8 @@ def pose_finder(
 # %% ../../nbs/data/14_own_clips.ipynb #a3787fe6
 def sides(
     root,  # for messages
-    found: list[Found],
-    share: float,
+    found: list[Found],  # all clips of the set; their `split` is filled in
+    share: float,  # of the groups, to test on
 ) -> list[str]:  # notes
     "Give every clip its split; ValueError if some say theirs and some do not, or a class has nothing to train on"
     said = [f for f in found if f.split]
@@ -548,8 +558,8 @@ def sides(
 
 
 def choose(
-    root,
-    found: list[Found],
+    root,  # for messages
+    found: list[Found],  # all clips of the set
     split: str,  # train, val or test
 ) -> tuple[list[Found], list[str]]:  # clips, notes
     "The clips of a split; val stands in for a test that is not there"
@@ -566,16 +576,18 @@ def choose(
     return chosen, notes + [f"class {label!r} has no {split} clip" for label in lost]
 
 # %% ../../nbs/data/14_own_clips.ipynb #9b09f49f
-def digest(*parts: bytes) -> str:
+def digest(
+    *parts: bytes,  # what has to stay the same
+) -> str:
     "12 hex digits"
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def make_set(
     root,  # folder of the set
-    split: str,
+    split: str,  # train, val or test
     found: list[Found],  # all splits
-    words: dict[str, Words],
+    words: dict[str, Words],  # for some of the classes
     files: dict,  # label file -> bytes
     **facts,  # of the ClipSet
 ) -> ClipSet:
@@ -660,7 +672,10 @@ def read_csv(
     return make_set(root, split, found, words, held["raw"] | files, **facts)
 
 
-def add_phrases(words: dict[str, Words], rows: list):
+def add_phrases(
+    words: dict[str, Words],  # for some of the classes; changed in place
+    rows: list,  # (file and line, column -> text)
+):
     "Phrases in the lines of a table belong to the class: the lines that have any must agree"
     for where, row in rows:
         if p := _phrases(row["phrases"]):

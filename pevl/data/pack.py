@@ -26,19 +26,26 @@ TAIL = struct.Struct("<QI44x8s")  # where the index begins, its CRC-32, DONE
 CODECS = ("jpeg", "raw")
 
 
-def fill(n: int) -> int:
+def fill(
+    n: int,  # bytes so far
+) -> int:
     "Bytes that are missing to a multiple of 64"
     return -n % UNIT
 
 
-def block(value: dict) -> bytes:
+def block(
+    value: dict,  # anything that JSON can say
+) -> bytes:
     "JSON with its length in front, filled up with spaces"
     text = json.dumps(value, separators=(",", ":")).encode()
     text += b" " * fill(8 + len(text))
     return struct.pack("<Q", len(text)) + text
 
 
-def read_block(data, at: int) -> tuple[dict, int]:  # bytes or a map of a file; value, where the block ends
+def read_block(
+    data,  # bytes or a map of a file
+    at: int,  # where the block begins, bytes
+) -> tuple[dict, int]:  # value, where the block ends
     "The block at a position; ValueError if there is none"
     size = int.from_bytes(bytes(data[at : at + 8]), "little")
     end = at + 8 + size
@@ -53,13 +60,17 @@ def read_block(data, at: int) -> tuple[dict, int]:  # bytes or a map of a file; 
     return value, end
 
 # %% ../../nbs/data/06_pack.ipynb #3add0a52
-def stamp(path) -> list[int]:  # bytes, time stamp in ns
+def stamp(
+    path,  # of a video
+) -> list[int]:  # bytes, time stamp in ns
     "By what a changed file is noticed"
     s = os.stat(path)
     return [s.st_size, s.st_mtime_ns]
 
 
-def key(path) -> str:
+def key(
+    path,  # of a video
+) -> str:
     "What a video is called in a pack: folder and file, so that a tree of classes can be moved and packed"
     return "/".join(Path(path).parts[-2:])
 
@@ -84,7 +95,7 @@ def decode_frames(
     data,  # (bytes,) uint8 array: the frames of one video
     meta: dict,  # of the video: frames, height, width
     index: np.ndarray,  # (n,) frame numbers
-    codec: str,
+    codec: str,  # jpeg or raw
 ) -> torch.Tensor:  # uint8 (n, 3, H, W)
     "Some of the frames; ValueError or OSError if they are damaged"
     F, H, W = meta["frames"], meta["height"], meta["width"]
@@ -106,8 +117,8 @@ def decode_frames(
 def pack_video(
     path,  # of a video
     short_side: int,  # much larger frames are made small, to this short side
-    codec: str,
-    quality: int,
+    codec: str,  # jpeg or raw
+    quality: int,  # of jpeg, 1 to 100
 ) -> tuple[dict, bytes]:  # what the index says about it (without offset), its frames
     "One video, ready to be written; VideoError if it cannot be read"
     source = stamp(path)
@@ -126,7 +137,12 @@ def _whole(v):
     return type(v) is int and 0 <= v < 2**62
 
 
-def check_entry(name: str, m: dict, codec: str, end: int):
+def check_entry(
+    name: str,  # of the video, for messages
+    m: dict,  # what the index says about it
+    codec: str,  # jpeg or raw
+    end: int,  # where the frames of the file end, bytes
+):
     "ValueError if what the index says about a video cannot be, in a file whose frames end at `end`"
     for k in ("offset", "bytes", "crc", "frames", "height", "width"):
         if not (isinstance(m, dict) and _whole(m.get(k)) and (m[k] > 0 or k == "crc")):
@@ -145,7 +161,9 @@ def check_entry(name: str, m: dict, codec: str, end: int):
         )
 
 
-def read_head(data) -> tuple[dict, int]:  # the file's bytes; head, where it ends
+def read_head(
+    data,  # the file's bytes, or a map of it
+) -> tuple[dict, int]:  # head, where it ends
     "What stands in front; ValueError if this is no pack"
     if bytes(data[:8]) != MAGIC:
         raise ValueError("not a pack (it does not begin with PEVLPACK)")
@@ -157,29 +175,34 @@ def read_head(data) -> tuple[dict, int]:  # the file's bytes; head, where it end
     return head, end
 
 
-def read_index(data) -> tuple[dict, dict, dict]:  # the file's bytes; head, videos, broken
+def read_index(
+    data,  # the file's bytes, or a map of it
+) -> tuple[dict, dict, dict]:  # head, videos, broken
     "Head and index of a finished pack; ValueError says what is wrong"
     head, _ = read_head(data)
     at, crc, done = TAIL.unpack(bytes(data[-UNIT:])) if len(data) >= UNIT else (0, 0, b"")
     if done != DONE:
         raise ValueError(f"not finished, its index is missing: {AGAIN}")
     if at >= len(data) - UNIT or zlib.crc32(bytes(data[at : len(data) - UNIT])) != crc:
-        raise ValueError("the index is damaged")
+        raise ValueError(f"the index is damaged: delete it and {AGAIN}")
     index, _ = read_block(data, at)
     videos, broken = index.get("videos"), index.get("broken")
     if not (isinstance(videos, dict) and isinstance(broken, dict)):
-        raise ValueError("the index is damaged")
+        raise ValueError(f"the index is damaged: delete it and {AGAIN}")
     for name, m in videos.items():
         check_entry(name, m, head["codec"], at)
     if not all(isinstance(b, dict) and {"reason", "source"} <= b.keys() for b in broken.values()):
-        raise ValueError("the index is damaged")
+        raise ValueError(f"the index is damaged: delete it and {AGAIN}")
     return head, videos, broken
 
 # %% ../../nbs/data/06_pack.ipynb #4ad1f549
 class Pack:
     "An open pack; `read` is that of FrameStore"
 
-    def __init__(self, path):
+    def __init__(
+        self,
+        path,  # of a finished pack
+    ):
         self.path = Path(path)
         check_file(self.path)
         self.data = np.memmap(self.path, mode="r")
@@ -194,12 +217,20 @@ class Pack:
     def __len__(self):
         return len(self.videos)
 
-    def shape(self, clip: Clip, height: int, width: int) -> tuple[int, int]:
+    def shape(
+        self,
+        clip: Clip,  # whose video is meant
+        height: int,  # pixels of the video
+        width: int,  # pixels of the video
+    ) -> tuple[int, int]:  # height, width
         "Size of the frames that `read` gives of a clip; its own if the pack does not have it"
         m = self.videos.get(key(clip.video))
         return (m["height"], m["width"]) if m else (height, width)
 
-    def entry(self, clip: Clip) -> dict:
+    def entry(
+        self,
+        clip: Clip,  # whose video is meant
+    ) -> dict:
         "What the index says about a clip's video"
         name = key(clip.video)
         if name in self.broken:
@@ -208,12 +239,19 @@ class Pack:
             raise VideoError(clip.video, f"is not in {self.path}: {AGAIN}")
         return self.videos[name]
 
-    def length(self, clip: Clip) -> tuple[int, float]:
+    def length(
+        self,
+        clip: Clip,  # whose video is meant
+    ) -> tuple[int, float]:
         "Number of frames and frames per second of a clip's video"
         m = self.entry(clip)
         return m["frames"], m["fps"]
 
-    def read(self, clip: Clip, index: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def read(
+        self,
+        clip: Clip,  # whose video is meant
+        index: torch.Tensor,  # (n,) frame numbers in the video
+    ) -> tuple[torch.Tensor, int]:
         "uint8 (n, 3, H, W) at the frame numbers `index`, and the number of frames of the video"
         m = self.entry(clip)
         check_end(clip, m["frames"], m["fps"])
@@ -228,7 +266,7 @@ class Pack:
 
     def check(
         self,
-        clipset: ClipSet,
+        clipset: ClipSet,  # whose videos should be in it
         need: int = 0,  # short side that the crops need
     ):
         "This pack, or VideoError if it does not fit the clips: videos that it lacks, that have changed, that are too small"
@@ -275,7 +313,11 @@ def scan(
     return videos, end
 
 
-def write_record(f, m: dict, data) -> dict:  # the entry for the index
+def write_record(
+    f,  # the open file, at its end
+    m: dict,  # of the video, as `pack_video` gives it
+    data,  # its frames
+) -> dict:  # the entry for the index
     "Append one video"
     head = block({k: v for k, v in m.items() if k != "offset"})
     at = f.tell() + len(head)
@@ -285,7 +327,11 @@ def write_record(f, m: dict, data) -> dict:  # the entry for the index
     return m | dict(offset=at)
 
 
-def write_index(f, videos: dict, broken: dict):
+def write_index(
+    f,  # the open file, at its end
+    videos: dict,  # name -> entry
+    broken: dict,  # name -> reason, source
+):
     "Append the index, and make sure that it is on the disk"
     at, index = f.tell(), block(dict(videos=videos, broken=broken))
     f.write(index + TAIL.pack(at, zlib.crc32(index), DONE))
@@ -295,9 +341,9 @@ def write_index(f, videos: dict, broken: dict):
 # %% ../../nbs/data/06_pack.ipynb #dec08bcf
 def estimate(
     paths: list,  # videos to pack
-    short_side: int,
-    codec: str,
-    quality: int = 90,
+    short_side: int,  # as in `pack_video`
+    codec: str,  # jpeg or raw
+    quality: int = 90,  # of jpeg, 1 to 100
     sample: int = 8,  # videos to look at
 ) -> int:  # bytes
     "About how large a pack will be"
@@ -315,7 +361,9 @@ def estimate(
     return int(len(paths) * sum(sizes) / max(1, len(sizes)))
 
 
-def readable(n: int) -> str:
+def readable(
+    n: int,  # bytes
+) -> str:
     "Bytes for people"
     unit = next((u for u in (30, 20, 10) if n >= 1 << u), 0)
     return f"{n / (1 << unit):.1f} {dict([(30, 'GiB'), (20, 'MiB'), (10, 'KiB'), (0, 'bytes')])[unit]}"
@@ -400,11 +448,14 @@ def _room(out, paths, how, say, more=0):
     need, free = estimate(paths, *how) + more, shutil.disk_usage(out.parent).free
     say(f"{out}: {len(paths)} videos to pack, about {readable(need)}; {readable(free)} are free")
     if need > free:
-        raise VideoError(out, f"needs about {readable(need)}, but only {readable(free)} are free")
+        raise VideoError(
+            out,
+            f"needs about {readable(need)}, but only {readable(free)} are free: make room, or take a smaller short side, or jpeg",
+        )
 
 
 def write_pack(
-    clips: list[Clip],
+    clips: list[Clip],  # whose videos are packed
     out,  # file to write; if it is there, what has changed since is packed again
     short_side: int = 290,  # much larger frames are made small, to this short side; the paper's recipe needs 290
     codec: str = "jpeg",  # jpeg or raw

@@ -27,7 +27,10 @@ _SHORT.maxlevel = (
 )
 
 
-def brief(v, n: int = 40) -> str:
+def brief(
+    v,  # any value
+    n: int = 40,  # characters at most
+) -> str:
     "The beginning of a value as text, for an error; lists within lists are not followed"
     return (v if isinstance(v, str) else _SHORT.repr(v))[:n]
 
@@ -39,7 +42,10 @@ class Machine:
         self.raw, self.view, self.at = raw, memoryview(raw), 0
         self.stack, self.marks, self.memo = [], [], {}
 
-    def take(self, n: int) -> memoryview:
+    def take(
+        self,
+        n: int,  # bytes
+    ) -> memoryview:
         "The next n bytes, where they lie"
         if self.at + n > len(self.view):
             raise Refused(f"truncated: {n} bytes were to follow, {len(self.view) - self.at} do")
@@ -53,7 +59,10 @@ class Machine:
             raise Refused("truncated: it ends within a line")
         return bytes(self.take(end + 1 - self.at))[:-1]
 
-    def pop(self, n: int | None = None) -> list:
+    def pop(
+        self,
+        n: int | None = None,  # values; None: all above the last mark
+    ) -> list:
         "Take the last n values off the stack; None: those since the last mark"
         k = self.marks.pop() if n is None else len(self.stack) - n
         if k < 0:
@@ -66,7 +75,9 @@ class Machine:
 WORDS = {}  # the byte of a word -> what it does to a Machine
 
 
-def word(*codes):
+def word(
+    *codes,  # bytes that stand for it
+):
     "Enter a function into WORDS"
     return lambda f: WORDS.update({ord(c): f for c in codes}) or f
 
@@ -191,7 +202,11 @@ class Shell:
 
     __slots__ = ("kind", "value")
 
-    def __init__(self, kind, value=None):
+    def __init__(
+        self,
+        kind,  # name of what the pickle calls
+        value=None,  # what is known of the result
+    ):
         self.kind, self.value = kind, value
 
 
@@ -360,7 +375,10 @@ WORDS |= {ord(c): _no_such(what) for c, what in NAMELESS.items()}
 WORDS[ord("i")] = lambda m: _know(m.line().decode(), m.line().decode()) and _no_such("makes an object")(m)
 
 # %% ../../nbs/data/10_pickles.ipynb #ffe81599
-def check_plain(value, depth: int = 64):
+def check_plain(
+    value,  # what a pickle held
+    depth: int = 64,  # levels of nesting at most
+):
     "`value`, if it is made of plain containers, numbers, text and arrays, and not nested too deep"
     level, seen = [value], set()
     for _ in range(depth):
@@ -411,7 +429,9 @@ MAGIC = {
 }
 
 
-def open_map(path) -> mmap.mmap:
+def open_map(
+    path,  # file
+) -> mmap.mmap:
     "The bytes of a file, mapped into memory; PoseError if there are none"
     path = Path(path)
     try:
@@ -427,7 +447,9 @@ def open_map(path) -> mmap.mmap:
         raise PoseError(path, "is empty") from None
 
 
-def what_is(raw) -> str:  # bytes, or a map of a file
+def what_is(
+    raw,  # bytes, or a map of a file
+) -> str:
     "'pickle', 'json', 'safetensors', or why it is none of these"
     start = bytes(raw[:64])
     for magic, what in MAGIC.items():

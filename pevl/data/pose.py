@@ -42,83 +42,26 @@ class Layout:
         )
 
 # %% ../../nbs/data/02_pose.ipynb #750edef2
+def _pairs(text):
+    "'1-2 3-4' as ((1, 2), (3, 4))"
+    return tuple(tuple(map(int, pair.split("-"))) for pair in text.split())
+
+
 LAYOUTS = {
     "coco17": Layout(
-        names=(
-            "nose",
-            "left eye",
-            "right eye",
-            "left ear",
-            "right ear",
-            "left shoulder",
-            "right shoulder",
-            "left elbow",
-            "right elbow",
-            "left wrist",
-            "right wrist",
-            "left hip",
-            "right hip",
-            "left knee",
-            "right knee",
-            "left ankle",
-            "right ankle",
+        names=tuple(
+            "nose,left eye,right eye,left ear,right ear,left shoulder,right shoulder,left elbow,right elbow,"
+            "left wrist,right wrist,left hip,right hip,left knee,right knee,left ankle,right ankle".split(",")
         ),
-        edges=(
-            (15, 13),
-            (13, 11),
-            (16, 14),
-            (14, 12),
-            (11, 12),
-            (5, 11),
-            (6, 12),
-            (5, 6),
-            (5, 7),
-            (6, 8),
-            (7, 9),
-            (8, 10),
-            (1, 2),
-            (0, 1),
-            (0, 2),
-            (1, 3),
-            (2, 4),
-            (3, 5),
-            (4, 6),
+        edges=_pairs(
+            "15-13 13-11 16-14 14-12 11-12 5-11 6-12 5-6 5-7 6-8 7-9 8-10 1-2 0-1 0-2 1-3 2-4 3-5 4-6"
         ),
-        flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
+        flip_pairs=_pairs("1-2 3-4 5-6 7-8 9-10 11-12 13-14 15-16"),
     ),
     "smarthome13": Layout(
-        names=(
-            "RAnk",
-            "LAnk",
-            "RKne",
-            "LKne",
-            "RHip",
-            "LHip",
-            "RWri",
-            "LWri",
-            "RElb",
-            "LElb",
-            "RSho",
-            "LSho",
-            "Head",
-        ),
-        edges=(
-            (0, 2),
-            (2, 4),
-            (1, 3),
-            (3, 5),
-            (4, 5),
-            (4, 10),
-            (5, 11),
-            (10, 11),
-            (10, 8),
-            (8, 6),
-            (11, 9),
-            (9, 7),
-            (12, 10),
-            (12, 11),
-        ),
-        flip_pairs=((1, 0), (3, 2), (5, 4), (7, 6), (9, 8), (11, 10)),
+        names=tuple("RAnk LAnk RKne LKne RHip LHip RWri LWri RElb LElb RSho LSho Head".split()),
+        edges=_pairs("0-2 2-4 1-3 3-5 4-5 4-10 5-11 10-11 10-8 8-6 11-9 9-7 12-10 12-11"),
+        flip_pairs=_pairs("1-0 3-2 5-4 7-6 9-8 11-10"),
     ),
 }
 
@@ -284,7 +227,9 @@ def _read_fields(path, names, limit=2**30):
         with zipfile.ZipFile(path) as box:
             held = {i.filename.removesuffix(".npy"): i.file_size for i in box.infolist()}
     except zipfile.BadZipFile:
-        raise PoseError(path, "not an .npz file, or truncated") from None
+        raise PoseError(
+            path, "not an .npz file, or truncated: copy it again, or make it anew (pevl pose)"
+        ) from None
     out = {}
     with np.load(path, allow_pickle=False) as data:
         for name in names:
@@ -319,7 +264,7 @@ def load_pose(
         f = _read_fields(path, ("keypoints", "scores", "image_size", "layout"))
         return Pose(f["keypoints"], f["scores"], f["image_size"], str(_field("layout", f["layout"], "U", ())))
     except PermissionError:
-        raise PoseError(path, "permission denied") from None
+        raise PoseError(path, "permission denied: make it readable for you") from None
     except VideoError:
         raise
     except ValueError as e:

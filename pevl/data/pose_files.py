@@ -38,8 +38,13 @@ class Poses(Mapping):
     "Names and poses of a foreign file, each read when it is asked for"
 
     def __init__(
-        self, path, items: dict, read, notes=(), how=None
-    ):  # read(name, item) -> Pose; how: (function, arguments)
+        self,
+        path,  # file or folder that they come from
+        items: dict,  # name -> whatever `read` needs
+        read,  # read(name, item) -> Pose
+        notes=(),  # what had to be decided, a line each
+        how=None,  # (function, arguments) that open them again in another process
+    ):
         self.path, self.items_, self.read, self.notes, self.how = Path(path), items, read, list(notes), how
 
     def __len__(self):
@@ -54,7 +59,10 @@ class Poses(Mapping):
     def __getitem__(self, name) -> Pose:
         return self.read(name, self.items_[name])
 
-    def at(self, name: str) -> PoseAt:
+    def at(
+        self,
+        name: str,  # of a clip
+    ) -> PoseAt:
         if name not in self.items_:
             raise PoseError(self.path, f"no pose of {name!r}")
         return PoseAt(self, name)
@@ -66,7 +74,7 @@ class Poses(Mapping):
 def one_person(
     people: list,  # F frames of (keypoints (M, J, 2), scores (M, J)), without joints that were not found
     image_size: tuple,  # (H, W)
-    layout: str,
+    layout: str,  # key of LAYOUTS
 ) -> Pose:  # F frames
     "The main actor; the only person, if there are never two"
     points = np.concatenate([p.reshape(-1, 2) for p, _ in people])
@@ -141,7 +149,7 @@ def _joints(a, layout):
 
 def pyskl_people(
     a: dict,  # an annotation
-    layout: str = "coco17",
+    layout: str = "coco17",  # key of LAYOUTS
 ) -> tuple[list, tuple]:  # people, (H, W)
     "The persons in each frame of an annotation; ValueError names the field and what was expected"
     points = _joints(a, layout)
@@ -204,7 +212,7 @@ def _id(path, i, a):
 
 def poses_of(
     path,  # as for `read_pyskl`
-    layout: str = "coco17",
+    layout: str = "coco17",  # key of LAYOUTS
 ) -> Poses:
     "The main actor of each clip; of an id that comes twice, the first annotation counts"
     found, first = read_pyskl(path), {}
@@ -237,7 +245,9 @@ READINGS = [
 ]
 
 
-def clip_key(name: str) -> tuple | None:
+def clip_key(
+    name: str,  # of a clip, in any of the spellings
+) -> tuple | None:
     "The video and the numbers of a clip's id; None if it has no numbers at its end"
     found = [(m[1], *map(int, m.groups()[1:])) for r in READINGS if (m := r.fullmatch(name[-200:]))]
     return min(found, key=lambda k: len(k[0]) != 11, default=None)
@@ -532,7 +542,7 @@ SHORT = dict(Ank="ankle", Kne="knee", Hip="hip", Wri="wrist", Elb="elbow", Sho="
 
 
 def to_layout(
-    pose: Pose,
+    pose: Pose,  # in any layout
     layout: str,  # key of LAYOUTS
 ) -> Pose:
     "The same body in another layout; ValueError if joints would have to be invented"
@@ -565,14 +575,21 @@ def step_for(
     return 2.0 ** max(-4, math.ceil(math.log2(2 * max(image_size) / END)))
 
 
-def encode_pose(pose: Pose) -> np.ndarray:  # int16 (F, J, 3): x, y in steps, score in 1 / 32767
+def encode_pose(
+    pose: Pose,  # F frames
+) -> np.ndarray:  # int16 (F, J, 3): x, y in steps, score in 1 / 32767
     "A pose in whole numbers; a joint that was found stays found"
     xy = np.rint(pose.keypoints / step_for(pose.image_size)).clip(-END, END)
     s = np.where(pose.scores > 0, np.rint(pose.scores * END).clip(1), 0)
     return np.concatenate([xy, s[..., None]], -1).astype("<i2")
 
 
-def decode_pose(joints: np.ndarray, step: float, image_size: tuple, layout: str) -> Pose:
+def decode_pose(
+    joints: np.ndarray,  # int16 (F, J, 3), as `encode_pose` gives it
+    step: float,  # pixels of one step
+    image_size: tuple,  # (H, W)
+    layout: str,  # key of LAYOUTS
+) -> Pose:
     "The inverse of `encode_pose`, as far as the rounding allows"
     joints = joints.astype(np.float32)
     return Pose(joints[..., :2] * np.float32(step), joints[..., 2] / np.float32(END), image_size, layout)
@@ -740,7 +757,10 @@ def _check_index(raw, arrays):
 class PoseFile:
     "The poses of a data set: names, and a Pose for each; only what is asked for is read"
 
-    def __init__(self, path):
+    def __init__(
+        self,
+        path,  # poses.safetensors, as `write_poses` writes it
+    ):
         self.path, self._open = Path(path), None
 
     def _opened(self):
@@ -793,7 +813,10 @@ class PoseFile:
             )
         return names[name]
 
-    def frames(self, name: str) -> int:
+    def frames(
+        self,
+        name: str,  # of a clip
+    ) -> int:
         "How many frames a pose has, without reading it"
         i = self._number(name)
         return int(np.diff(self._opened()[3]["offsets"][i : i + 2])[0])
@@ -809,7 +832,10 @@ class PoseFile:
         except ValueError as e:
             raise PoseError(self.path, f"{name}: {e}") from None
 
-    def at(self, name: str) -> PoseAt:
+    def at(
+        self,
+        name: str,  # of a clip
+    ) -> PoseAt:
         "The pose as an entry of a Clip: it has `load()`"
         self._number(name)
         return PoseAt(self, name)

@@ -23,18 +23,8 @@ cv2.setNumThreads(1)  # clips are drawn by several processes; OpenCV's own threa
 FPS = 30
 
 # %% ../../nbs/data/04_simdive.ipynb #4a33f031
-BODY = dict(
-    torso=0.50,
-    neck=0.10,
-    head=0.12,
-    arm=0.29,
-    forearm=0.26,
-    thigh=0.43,
-    shin=0.43,
-    foot=0.17,
-    shoulder=0.185,
-    hip=0.10,
-)  # metres
+BODY = dict(torso=0.50, neck=0.10, head=0.12, arm=0.29, forearm=0.26)  # metres
+BODY |= dict(thigh=0.43, shin=0.43, foot=0.17, shoulder=0.185, hip=0.10)
 ANGLES = ("hip", "knee", "shoulder_r", "shoulder_l", "elbow_r", "elbow_l", "curl", "toe")
 POSTURES = dict(  # degrees, in the order of ANGLES; 0 = hanging straight, toe 90 = flat foot
     stand=(0, 4, 5, 5, 8, 8, 0, 88),
@@ -91,21 +81,8 @@ def skeleton(
 
 # %% ../../nbs/data/04_simdive.ipynb #1d711ff0
 MASS = np.zeros(21)
-MASS[[17, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16]] = (
-    0.08,
-    0.13,
-    0.13,
-    0.13,
-    0.13,
-    0.03,
-    0.03,
-    0.02,
-    0.02,
-    0.08,
-    0.08,
-    0.07,
-    0.07,
-)
+MASS[[17, 5, 6, 11, 12]] = 0.08, 0.13, 0.13, 0.13, 0.13  # head, shoulders, hips: shares of the whole
+MASS[[7, 8, 9, 10, 13, 14, 15, 16]] = 0.03, 0.03, 0.02, 0.02, 0.08, 0.08, 0.07, 0.07  # arms, legs
 
 
 def mass_centre(
@@ -135,7 +112,7 @@ class Dive:
     "One simulated dive: everything that `render` needs, and the truth about it"
 
     label: tuple  # Diving48's four names
-    seed: int
+    seed: int  # what everything but the label was drawn from
     joints: np.ndarray  # (F, 21, 3) metres, world
     up: np.ndarray  # (F, 3) the body's long axis, towards the head
     front: np.ndarray  # (F, 3) where the chest faces
@@ -265,6 +242,7 @@ def _camera(rng, com, n, water):
     return dict(yaw=yaw, pitch=pitch, centre=centre, shift=shift, height=height)
 
 # %% ../../nbs/data/04_simdive.ipynb #55a9d5d4
+#| code-fold: true
 SKIN = ((244, 214, 190), (232, 190, 158), (214, 164, 128), (186, 132, 96), (141, 94, 66), (96, 62, 44))
 SUIT = ((20, 30, 70), (150, 20, 35), (18, 18, 24), (20, 95, 70), (70, 30, 100), (190, 90, 20), (25, 80, 150))
 HAIR = (
@@ -301,6 +279,7 @@ def _scene(rng, water):
     )
 
 # %% ../../nbs/data/04_simdive.ipynb #e2fbd7e0
+#| code-fold: true
 PX = 40  # background pixels per metre
 
 
@@ -354,7 +333,12 @@ def _surroundings(rng, water):
     return cv2.GaussianBlur(np.clip(img, 0, 255).astype(np.uint8), (0, 0), rng.uniform(0.8, 2.2))
 
 # %% ../../nbs/data/04_simdive.ipynb #1dae25e0
-def project(dive, points, f, size):
+def project(
+    dive: Dive,  # whose camera looks
+    points: np.ndarray,  # (..., 3) metres, world
+    f: int,  # frame number
+    size: int,  # side of the square picture, pixels
+) -> tuple:  # pixels (..., 2) x, y; depth towards the camera (...), metres
     "World points (..., 3), metres, to pixels (..., 2) and depth towards the camera (...), in frame `f`"
     c = dive.camera
     x, y, z = np.moveaxis(points - c["centre"][f], -1, 0)
@@ -383,6 +367,7 @@ def _fill(img, poly, colour):
     )
 
 # %% ../../nbs/data/04_simdive.ipynb #4396116d
+#| code-fold: true
 LIMBS = (
     (5, 7, 0.052, 0.042),
     (7, 9, 0.042, 0.030),
@@ -394,7 +379,7 @@ LIMBS = (
     (14, 16, 0.058, 0.038),
     (15, 19, 0.036, 0.022),
     (16, 20, 0.036, 0.022),
-)  # joints, radii in metres; toes are 19 (left), 20 (right)
+)  # joints, radii in metres; the feet cross, since 19 is the right toe: SimDive-1 is drawn so, and stays
 
 
 def _body(img, ids, dive, f, size):
@@ -432,6 +417,7 @@ def _body(img, ids, dive, f, size):
         _fill(ids, outline * half, i + 1)
 
 # %% ../../nbs/data/04_simdive.ipynb #62ddfbc5
+#| code-fold: true
 def _ring(p, r, n=10):
     a = np.linspace(0, 2 * np.pi, n, endpoint=False)
     return p + r * np.stack([np.cos(a), np.sin(a)], -1)
@@ -506,6 +492,7 @@ def _head(img, p, z, s, S, g, shade):
     return outline
 
 # %% ../../nbs/data/04_simdive.ipynb #83f4fe1e
+#| code-fold: true
 def _slab(lo, hi):
     return np.array(
         [[x, y, z] for x in (lo[0], hi[0]) for y in (lo[1], hi[1]) for z in (lo[2], hi[2])], float
@@ -555,7 +542,7 @@ def _water(img, dive, f, size):
 
 # %% ../../nbs/data/04_simdive.ipynb #4f4572d0
 def render(
-    dive: Dive,
+    dive: Dive,  # as `make_dive` returns it
     frames=None,  # frame numbers; all of them if None
     size: int = 128,  # pixels, square
 ) -> tuple:  # images uint8 (n, size, size, 3) RGB; keypoints float32 (n, 17, 2) pixels; hidden bool (n, 17)
@@ -621,7 +608,7 @@ SIZE_OF_FACTS = [len(v) for v in FACTS.values()]
 
 
 def frame_facts(
-    dive: Dive,
+    dive: Dive,  # as `make_dive` returns it
     frames=None,  # frame numbers; all if None
 ) -> np.ndarray:  # (n, 7) int8, in the order of FACTS
     "The visible facts of each frame, from the simulation's own geometry"
@@ -686,16 +673,7 @@ def caption(
     return "a photo of a diver: " + ", ".join(parts) if parts else "a photo of a diver"
 
 # %% ../../nbs/data/04_simdive.ipynb #f11b1711
-ORDER = (19, 31, 25, 34, 7, 43, 30, 22) + (
-    23,
-    33,
-    8,
-    44,
-    29,
-    36,
-    15,
-    46,
-)  # pairs that only the picture separates first; then the rest
+ORDER = (19, 31, 25, 34, 7, 43, 30, 22, 23, 33, 8, 44, 29, 36, 15, 46)  # mostly pairs, then the rest
 ORDER += tuple(i for i in range(48) if i not in ORDER)
 
 
@@ -740,7 +718,11 @@ def detector_noise(
 VERSION = "SimDive-1"
 
 
-def clip_seed(seed: int, split: str, index: int) -> int:
+def clip_seed(
+    seed: int,  # of the data set
+    split: str,  # 'train' or 'test'
+    index: int,  # number of the clip within its split
+) -> int:
     "A number of its own for every clip, the same on every machine"
     return int.from_bytes(hashlib.sha256(f"{VERSION}/{seed}/{split}/{index}".encode()).digest()[:4], "little")
 
@@ -748,10 +730,10 @@ def clip_seed(seed: int, split: str, index: int) -> int:
 def write_clip(
     out,  # data set folder
     name: str,  # clip name
-    label: tuple,
+    label: tuple,  # four names of Diving48
     seed: int,  # of this clip
-    size: int = 128,
-    noise: float = 0,
+    size: int = 128,  # pixels, square
+    noise: float = 0,  # how wrong the pose is, see detector_noise
 ) -> int:  # frames
     "Draw one clip and write rgb/, pose/ and truth/; a clip that is complete is left alone. The truth comes last: where it is, the rest is"
     out = Path(out)
@@ -774,19 +756,26 @@ def write_clip(
     return len(dive)
 
 # %% ../../nbs/data/04_simdive.ipynb #c72fa29f
-def save_arrays(path, **arrays):
+def save_arrays(
+    path,  # .npz file to write
+    **arrays,  # name -> numpy array
+):
     "Write a .npz in one piece"
     with whole(path, sync=False) as part, open(part, "wb") as f:
         np.savez_compressed(f, **arrays)
 
 
-def load_truth(path) -> dict:
+def load_truth(
+    path,  # a .npz file of a truth/ folder
+) -> dict:
     "What the simulation knows about a clip: keypoints, hidden, phrases (F, 4), facts (F, 7), stages"
     try:
         with np.load(path, allow_pickle=False) as z:
             return {k: z[k] for k in ("keypoints", "hidden", "phrases", "facts", "stages")}
     except (OSError, KeyError, ValueError) as e:
-        raise ValueError(f"{path}: not a SimDive truth file ({e})") from None
+        raise ValueError(
+            f"{path}: not a SimDive truth file ({e}): remove it and run pevl simdive again"
+        ) from None
 
 
 def _read_meta(path, meta):
@@ -834,11 +823,11 @@ def generate(
     classes: int = 48,  # 2 to 48
     train: int = 60,  # training clips per class
     test: int = 20,  # test clips per class
-    seed: int = 0,
+    seed: int = 0,  # of the data set: another one gives other bodies, cameras and scenes
     workers: int = 0,  # processes; 0: one per core
     size: int = 128,  # pixels
     noise: float = 0,  # how wrong the poses are, see detector_noise
-    progress: bool = True,
+    progress: bool = True,  # show a bar
 ) -> Path:  # `out`
     "Write SimDive in Diving48's format. The same arguments and versions give the same bytes."
     out, labels = Path(out), choose_classes(classes)
@@ -851,7 +840,7 @@ def generate(
     if known != meta:
         raise ValueError(
             f"{out / 'meta.json'}: another data set is here "
-            f"({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)})"
+            f"({', '.join(f'{k} {known.get(k)} instead of {v}' for k, v in meta.items() if known.get(k) != v)}); choose another folder"
         )
     for d in ("rgb", "pose", "truth"):
         (out / d).mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,7 @@ def _open_clip(**kwargs):
 
 
 def split_words(
-    text: str,
+    text: str,  # a label text or a prompt
     tok,  # an open_clip SimpleTokenizer
 ) -> list[str]:  # words in CLIP's byte alphabet
     "Clean a text and cut it into words, exactly as CLIP does before it merges bytes"
@@ -241,7 +241,7 @@ def word_mask(
 
 # %% ../../nbs/data/03_text.ipynb #a97682f4
 def text_pieces(
-    text: str,
+    text: str,  # a label text or a prompt
     tok,  # an open_clip SimpleTokenizer
 ) -> list[tuple[int, str]]:  # (number of the word, piece) per token, without the marks
     "The tokens of a text as strings, each with the word that it is a part of"
@@ -252,7 +252,7 @@ def text_pieces(
 
 # %% ../../nbs/data/03_text.ipynb #0c6b249e
 def phrase_words(
-    text: str,
+    text: str,  # a label text or a prompt
     phrases: list[str],  # runs of words that occur in the text, in order
     tok,  # an open_clip SimpleTokenizer
 ) -> list[int]:  # number of the phrase per word of the text, -1 elsewhere
@@ -276,11 +276,18 @@ def phrase_words(
 class Tokenizer:
     "Texts to token ids, and back to words, word masks and phrases; wraps an open_clip tokenizer"
 
-    def __init__(self, base):
+    def __init__(
+        self,
+        base,  # an open_clip SimpleTokenizer, with the full list of merges or the reduced one
+    ):
         self.base, self.vocab_size, self.context_length = base, base.vocab_size, base.context_length
         self.start, self.end = base.sot_token_id, base.eot_token_id
 
-    def __call__(self, texts: list[str], truncate: bool = False) -> torch.Tensor:
+    def __call__(
+        self,
+        texts: list[str],  # C texts, or one string
+        truncate: bool = False,  # cut texts that are too long
+    ) -> torch.Tensor:  # (C, 77) int64
         "(C, 77) int64 ids: start, tokens, end, zeros. Texts that are too long are an error unless `truncate`"
         texts = [texts] if isinstance(texts, str) else list(texts)
         for text in () if truncate else texts:
@@ -296,17 +303,27 @@ class Tokenizer:
                 f"label text {text[:40]!r}…: has {n} tokens, expected at most {self.context_length}: say it in fewer words"
             )
 
-    def word_mask(self, tokens: torch.Tensor) -> torch.Tensor:
+    def word_mask(
+        self,
+        tokens: torch.Tensor,  # (C, 77) ids
+    ) -> torch.Tensor:  # (C, 77) bool
         "(C, 77) bool: tokens and end mark, without start mark and padding"
         return word_mask(tokens, self.end)
 
-    def words(self, text: str) -> list[str]:
+    def words(
+        self,
+        text: str,  # a label text or a prompt
+    ) -> list[str]:
         "What stands at each position, from the start mark to the end mark"
         return ["<start>", *(p for _, p in text_pieces(text, self.base))][: self.context_length - 1] + [
             "<end>"
         ]
 
-    def phrase_index(self, text: str, phrases: list[str]) -> torch.Tensor:
+    def phrase_index(
+        self,
+        text: str,  # a label text or a prompt
+        phrases: list[str],  # runs of words that occur in the text, in order
+    ) -> torch.Tensor:  # (77,) int64
         "(77,) int64: number of the phrase per position, -1 elsewhere"
         of_word, out = phrase_words(text, phrases, self.base), torch.full((self.context_length,), -1)
         index = [of_word[i] for i, _ in text_pieces(text, self.base)][: self.context_length - 2]

@@ -71,7 +71,9 @@ def write_video(
         _encode(part, frames, fps, crf, gop)
 
 # %% ../../nbs/data/01_video.ipynb #b91eaa9b
-def check_file(path):
+def check_file(
+    path,  # video file
+):
     "Raise `VideoError` unless `path` is a readable file that is not empty"
     path = Path(path)
     if path.is_dir():
@@ -79,9 +81,9 @@ def check_file(path):
     if not path.exists():
         raise VideoError(path, "no such file")
     if not os.access(path, os.R_OK):
-        raise VideoError(path, "permission denied")
+        raise VideoError(path, "permission denied: make it readable for you")
     if not path.stat().st_size:
-        raise VideoError(path, "the file is empty (0 bytes)")
+        raise VideoError(path, "the file is empty (0 bytes): copy or download it again")
 
 # %% ../../nbs/data/01_video.ipynb #715f0aba
 def _video_stream(path, box):
@@ -195,9 +197,9 @@ def _count(path, box):
     packets = [(p.pts, p.duration, p.is_discard) for p in box.demux(stream) if p.size and not p.is_corrupt]
     shown = [pts for pts, _, hidden in packets if not hidden]
     if not shown:
-        raise VideoError(path, "the video stream holds no frames")
+        raise VideoError(path, "the video stream holds no frames: copy or record it again")
     if missing := _missing(box, stream, packets) or _bytes_missing(path, box.format.name):
-        raise VideoError(path, f"truncated: {missing}")
+        raise VideoError(path, f"truncated: {missing}; copy or download it again")
     pts = None if None in shown else np.unique(shown)
     if pts is not None and len(pts) < len(shown):
         pts = None
@@ -205,7 +207,7 @@ def _count(path, box):
     with av.open(str(path)) as again:
         frame = _first_frame(again, _video_stream(path, again), pts, table)
     if frame is None:
-        raise VideoError(path, "damaged: not even the first frame can be decoded")
+        raise VideoError(path, "damaged: not even the first frame can be decoded; copy or download it again")
     turns = round(frame.rotation / 90) % 4
     H, W = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
     return Packets(
@@ -224,12 +226,14 @@ def count_packets(
     except VideoError:
         raise
     except (OSError, ValueError, av.FFmpegError):
-        raise VideoError(path, "not a video, or cut off before its index (cannot be opened)") from None
+        raise VideoError(
+            path, "not a video, or cut off before its index (cannot be opened): copy or download it again"
+        ) from None
 
 # %% ../../nbs/data/01_video.ipynb #0bf65d74
 def fit_short_side(
     height: int,  # pixels of the video, as shown
-    width: int,
+    width: int,  # pixels of the video, as shown
     short_side: int | None = None,  # pixels wanted; None: as many as there are
     least: float = 1.0,  # leave it alone unless its short side is at least so many times the wanted one
 ) -> tuple[int, int]:  # height, width of the frames
