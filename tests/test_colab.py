@@ -207,6 +207,15 @@ def test_resolves_on_every_python(extras):
         assert not found.keys() & {"nbdev", "ipykernel", "jupyterlab", "notebook"}  # a reader's kernel stays
 
 
+def test_constraints_hold_on_the_oldest_python():
+    "A package may need a later patch of Python than a Linux distribution brings"
+    held = ROOT / "constraints.txt"
+    everything = needs(*(k.removesuffix("_requirements") for k in CFG if k.endswith("_requirements")))
+    found = known(attempt(["--python-version", f"{PYTHONS[0]}.0", "-c", str(held)], everything))
+    fixed = pins(held.read_text("utf-8"))
+    assert "jupyter-book" in found and not {n: v for n, v in found.items() if fixed.get(n, v) != v}
+
+
 @pytest.mark.parametrize("extras", LINES, ids=",".join)
 def test_lowest_versions_resolve(extras):
     assert not [line for line in needs(*extras) if not re.search(r"[=>]=", line)], "a lower bound is missing"
