@@ -436,7 +436,7 @@ class Prediction(Sequence):
 
     def _repr_html_(self):
         d, esc = self.to_dict(), html.escape
-        bar = '<td style="width:9em"><div style="background:#0072B2;height:.8em;width:{:.0f}%"></div></td>'
+        bar = '<td style="width:min(9em,18vw)"><div style="background:#0072B2;height:.8em;width:{:.0f}%"></div></td>'
         rows = [
             f"<tr>{bar.format(100 * p)}<td>{p:.1%}</td><td style='text-align:left;padding-left:.7em'>{esc(label)}</td></tr>"
             for label, p in self.ranked
