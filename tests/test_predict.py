@@ -290,7 +290,11 @@ def test_where_the_model_runs(clip, tmp_path, model, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or False)
     assert load_on("simdive48").device.type == "cpu" and asked
-    assert load_on(model).device == model.device and predict(clip, model=model, device="cpu")
+    assert load_on(model).device == model.device
+    assert predict(clip, model=model, device="cpu") and load_on(model, "cpu:0") is model
+    for device, why in dict(meta="the model is on cpu", gpu="not on this machine").items():
+        with pytest.raises(ValueError, match=f"device {device}: {why}"):
+            load_on(model, device)
     for device in ("gpu", "cuda:99"):
         for call in (predict, predict_windows):
             with pytest.raises(ValueError, match=f"device {device}: not on this machine"):

@@ -507,7 +507,7 @@ def _dots(ax, values, y, reach=None):
     if not values:
         return
     mean = statistics.mean(values)
-    undecided = reach and min(values) <= 0 <= max(values)
+    undecided = reach and (len(values) < 2 or min(values) <= 0 <= max(values))
     colour = ".6" if undecided else "#0072B2" if reach is None else "#D55E00" if mean < 0 else "#009E73"
     held = lambda v: v if reach is None else max(-reach, min(reach, v))
     ax.plot([held(mean)] * 2, [y - 0.36, y + 0.36], c=colour, lw=3.5)
@@ -534,7 +534,7 @@ def _dress(axes, ticks, end, metric, reach):
         )
     for x, c, text in (
         (0.0, "#D55E00", "worse"),
-        (0.5, ".45", "disagree"),
+        (0.5, ".45", "undecided"),
         (1.0, "#009E73", "better"),
     ):
         how = dict(

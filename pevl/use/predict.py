@@ -139,20 +139,19 @@ def load_on(
     device=None,  # cpu, cuda, cuda:1, ...; None: a GPU if there is one; a model in memory stays where it is
 ):  # PeVL in eval mode
     "A model from whatever names it, on the device where it is to run"
-    if isinstance(model, torch.nn.Module):
-        if device is not None and torch.device(device) != model.device:
-            raise ValueError(
-                f"device {device}: the model is on {model.device}, expected model.to({str(device)!r})"
-            )
-        return load_any(model)
+    here = model.device if isinstance(model, torch.nn.Module) else None
     try:
-        at = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        at = torch.device(device or here or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=at)
     except (RuntimeError, AssertionError):  # a name that means nothing, or a device that is not there
         raise ValueError(
             f"device {device}: not on this machine, expected cpu, or cuda where there is a GPU"
         ) from None
-    return load_any(model).to(at)
+    if here is None:
+        return load_any(model).to(at)
+    if (at.type, at.index or 0) != (here.type, here.index or 0):  # cuda is cuda:0
+        raise ValueError(f"device {device}: the model is on {here}, expected model.to({str(device)!r})")
+    return load_any(model)
 
 # %% ../../nbs/use/01_predict.ipynb #0e6ebfe1
 _FACTS = dict(  # name -> (what must hold, in words)
