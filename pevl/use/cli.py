@@ -181,21 +181,24 @@ class Train:
         run_train(self)
 
 # %% ../../nbs/use/10_cli.ipynb #fda95789
-def make_recipe(o: Train):  # TrainConfig
+def make_recipe(
+    o,  # options of Train, or of Ablate, which has some of them
+):  # TrainConfig
     "The preset with what was said on the command line"
     from dataclasses import replace
     from pevl.train.recipe import fit_card, preset
 
-    said = lambda *names: {k: getattr(o, k) for k in names if getattr(o, k) is not None}
+    asked = lambda k: getattr(o, k, None) is not None and getattr(o, k) is not False
+    said = lambda *names: {k: getattr(o, k) for k in names if asked(k)}
     c = preset(o.preset)
     optim = said("lr", "epochs", "max_minutes")
     if o.epochs:
         optim["warmup_epochs"] = min(c.optim.warmup_epochs, o.epochs / 10)
     model = said("weights", "variant") | ({"name": o.model} if o.model else {})
-    if o.modalities:
-        model["change"] = c.model.change | dict(modalities=o.modalities)
+    if said("modalities"):
+        model["change"] = c.model.change | said("modalities")
     data = said("dataset", "version", "kind", "template", "batch_size", "workers", "pack")
-    data |= dict(flip=False) if o.no_flip else {}
+    data |= dict(flip=False) if said("no_flip") else {}
     c = replace(
         c,
         model=replace(c.model, **model),
@@ -203,8 +206,8 @@ def make_recipe(o: Train):  # TrainConfig
         optim=replace(c.optim, **optim),
         **said("seed", "save_every", "best"),
     )
-    on = {k: True for k in ("recompute", "compile", "shard") if getattr(o, k)}
-    return replace(fit_card(c, o.card) if o.card else c, **said("amp", "micro_batch"), **on)
+    memory = said("amp", "micro_batch", "recompute", "compile", "shard")
+    return replace(fit_card(c, o.card) if o.card else c, **memory)
 
 # %% ../../nbs/use/10_cli.ipynb #ae93db26
 def show_result(summary: dict):
@@ -940,7 +943,16 @@ class Ablate:
     out: Path = Path("runs/ablate")  # folder for runs and tables; several processes may share it
     preset: Literal["paper", "nano", "demo"] = "demo"  # recipe of all runs
     seeds: int = 3  # runs of each row, with seeds 0, 1, ...
+    model: given(str, "NAME", "the preset's") = None  # pevl_nano, pevl_vit_b16 or pevl_vit_l14
+    dataset: given(str, "NAME", "recognised") = None  # which benchmark it is, as for check
+    version: given(str, "NAME", "the only one there is") = None  # of the label files: V2, v1.0, CS ...
+    kind: given(str, "TEXT", "the data set's") = None  # kind of action in the prompt, such as diving
     epochs: given(int, "NUMBER", "the preset's") = None  # passes through the training clips
+    batch_size: given(int, "CLIPS", "the preset's") = None  # clips per step
+    workers: given(int, "NUMBER", "the preset's") = None  # processes that load clips, for each run
+    pack: given(str, "PATH", "decode the videos") = None  # file that pevl pack wrote, to read frames from
+    amp: given(Literal["no", "fp16", "bf16"], "{no,fp16,bf16}", "the preset's") = None  # mixed precision
+    card: given(Literal["t4", "gb24", "gb80", "gb141"], "{t4,gb24,gb80,gb141}", "any") = None  # fit 32 clips
 
     def run(self):
         run_ablate(self)
@@ -968,17 +980,13 @@ def run_ablate(o: Ablate):
         raise ValueError(f"pevl ablate: expected {'--data' if o.rows else 'names of rows'}, or --list")
     expect_data(o.data)
     expect_place(o.out)
+    expect_file(o.pack, "a file that pevl pack wrote") if o.pack else None
     from dataclasses import replace
     from pevl.train.ablate import ablate, ablation_table, stand_alone
-    from pevl.train.recipe import preset
 
     number = stand_alone()
-
-    c = preset(o.preset)
-    if o.epochs:
-        warmup = min(c.optim.warmup_epochs, o.epochs / 10)
-        c = replace(c, optim=replace(c.optim, epochs=o.epochs, warmup_epochs=warmup))
-    rows = ablate(expand(o.rows), o.data, o.out, c, range(o.seeds))
+    recipe = replace(make_recipe(o), eval_every=0)  # a row is the end of a run
+    rows = ablate(expand(o.rows), o.data, o.out, recipe, range(o.seeds))
     if number == 0:
         print(ablation_table(rows, plain_text=True))
         print(f"wrote {o.out}: ablate.csv, ablate.md, ablate.txt")
