@@ -17,8 +17,19 @@ import pytest
 from PIL import Image
 
 from pevl.use.cli import COMMANDS, main
+from settings import ROOT
 
 ENV = {"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+POSITIONAL = (
+    "predict videos",
+    "ablate rows",
+    "check dataset",
+    "check data",
+    "pose source",
+    "features videos",
+    "export weights",
+    "share weights",
+)
 
 
 def command(*args):
@@ -146,18 +157,8 @@ def test_help_of_a_command(name, capfd):
     text = capfd.readouterr().out
     options = re.findall(r"^\W*(--[\w-]+|PATH|ROW|MODEL|auto)\b", text, re.M)
     assert len(options) == len(COMMANDS[name].__dataclass_fields__), text
-    positional = (
-        "predict videos",
-        "ablate rows",
-        "check dataset",
-        "check data",
-        "pose source",
-        "features videos",
-        "export weights",
-        "share weights",
-    )
     for field in COMMANDS[name].__dataclass_fields__:
-        assert f"--{field.replace('_', '-')} " in text or f"{name} {field}" in positional, field
+        assert f"--{field.replace('_', '-')} " in text or f"{name} {field}" in POSITIONAL, field
     plain = " ".join(re.sub(r"[^\w\s(:,.-]", " ", text).split())
     bare = re.findall(r"(?:--[\w-]+) (?:[A-Z]+ )?\((?:required|default)", plain)
     assert not bare, f"options without a word about them: {bare}"
@@ -170,6 +171,46 @@ def test_every_example_of_the_help_can_be_parsed(capfd):
     assert len(lines) >= 5
     for line in lines:
         assert parse(line.split()) is not None
+
+
+def pages():
+    "What the README and the pages of the book say: name -> text, of a notebook its prose"
+    book = sorted(p for p in (ROOT / "nbs").rglob("*") if p.suffix in (".md", ".ipynb"))
+    for path in [ROOT / "README.md", *book]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        yield path.relative_to(ROOT), text
+
+
+def test_every_command_in_the_book_can_be_parsed(capfd):
+    from pevl.use.cli import parse
+
+    told = []
+    for name, text in pages():
+        for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            told += [(name, m[1]) for x in lines if (m := re.search(r"^(?:.*-m pevl.use.cli|pevl) (.*)", x))]
+    assert len(told) >= 20
+    for name, line in told:
+        try:
+            assert parse(shlex.split(line.split(" > ")[0], comments=True)) is not None
+        except SystemExit:
+            pytest.fail(f"{name}: {line}: {capfd.readouterr().err}")
+
+
+def test_commands_that_the_book_mentions_have_these_options():
+    "Within a sentence a command may be shortened; what is there must exist"
+    told = [(name, line) for name, text in pages() for line in re.findall(r"`pevl ([a-z]+ [^`\n]+)`", text)]
+    assert len(told) >= 20
+    for name, line in told:
+        command, *words = shlex.split(line, comments=True)
+        fields = {k.replace("_", "-") for k in COMMANDS[command].__dataclass_fields__}
+        unknown = {w for w in words if w.startswith("--") and w[2:] not in fields}
+        assert not unknown, f"{name}: pevl {line}"
+        bare = not words[0].startswith("--")
+        assert not bare or any(f"{command} {f}" in POSITIONAL for f in fields), f"{name}: pevl {line}"
 
 
 def test_version():
