@@ -108,6 +108,26 @@ def kill_in_best(learner, at):
     kill_while_writing("best.safetensors", at)
 
 
+def kill_in_summary(learner, at):
+    kill_while_writing("summary.json", at)
+
+
+def kill_a_loader(learner, at):
+    "One of the processes that load clips dies, as when the system is out of memory"
+
+    def after_step(self):
+        if self.state.step == at:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    learner.Learner.after_step = after_step
+
+
+def linger(learner, at):
+    "The run waits after that step, as if it were a long one"
+    learner.Learner.after_step = lambda self: time.sleep(300 * (self.state.step == at))
+
+
 def kill_in_evaluation(learner, at):
     "The process dies at the second clip of evaluation number `at`"
     evaluate, count = learner.evaluate, []
@@ -334,6 +354,41 @@ def test_no_room_for_the_weights(dives, whole, tmp_path):
     )
 
 
+def test_killed_before_the_summary(dives, whole, tmp_path):
+    "The line in the table of results was written, the summary was not; there is one line in the end"
+    out = tmp_path / "run"
+    assert run(dives, out, trap=kill_in_summary, at=1).code == -signal.SIGKILL
+    assert (out / "results.csv").exists() and not (out / "summary.json").exists()
+    assert run(dives, out, "--resume").code == 0
+    same(out, whole)
+    assert len((out / "results.csv").read_text().splitlines()) == 2  # head and row
+
+
+def test_a_loader_process_is_killed(dives, whole, tmp_path):
+    "One line, and nothing is lost"
+    out = tmp_path / "run"
+    ran = run(dives, out, "--workers", 2, "--save-every", 1, trap=kill_a_loader, at=2)
+    assert ran.code == 2 and "a process that loads clips was killed" in ran.lines[-1], ran.lines
+    assert "Traceback" not in "".join(ran.lines) and not torn(out), ran.lines
+    assert run(dives, out, "--resume").code == 0
+    same(out, whole)
+
+
+def test_two_runs_in_one_folder(dives, whole, tmp_path):
+    "The second one is refused while the first one lives, and changes nothing; once killed, it leaves the folder free"
+    out = tmp_path / "run"
+    first = start(dives, out, "--workers", 2, "--save-every", 1, trap=linger, at=3)
+    until = time.monotonic() + 120
+    while steps(out) != [1, 2] and first[0].is_alive() and time.monotonic() < until:
+        time.sleep(0.05)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    run(dives, out, "--resume", name="second").refused(out, "another process is training into it")
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    first[0].kill()
+    assert run(dives, out, "--resume").code == 0
+    same(out, whole)
+
+
 def test_ctrl_c_saves(dives, whole, tmp_path):
     out = tmp_path / "run"
     ran = run(dives, out, trap=interrupt, at=5)
@@ -378,6 +433,30 @@ def test_a_folder_that_holds_a_run(dives, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     run(dives, whole).refused(whole, "--resume")
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+def test_a_table_of_others_is_told_before_the_work(dives, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "results.csv").write_text("name,score\n")
+    run(dives, out).refused(out / "results.csv", "line 1: expected the columns of this version")
+    assert files(out) == ["results.csv"]
+
+
+@pytest.mark.parametrize("what", ["gone.mp4", "other.mp4", "gone.npz"])
+def test_other_clips_are_another_run(dives, whole, tmp_path, what):
+    "The label files are the same, but a video or a pose is not there any more, or is another one"
+    root, out = shutil.copytree(dives, tmp_path / "dives"), shutil.copytree(whole, tmp_path / "run")
+    first, second = sorted((root / "rgb").glob("*train*"))[:2]
+    if what == "gone.npz":
+        (root / "pose" / first.name).with_suffix(".npz").unlink()
+    elif what == "gone.mp4":
+        first.unlink()
+    else:
+        shutil.copy(second, first)
+    clips = 5 if what == "gone.mp4" else 6
+    ran = run(root, out, "--resume")
+    ran.refused("cannot be resumed: the checksum of the train clips is", f"({clips} clips)")
 
 
 def flip(path):
@@ -479,7 +558,7 @@ def test_broken_clips(many, tmp_path):
 
 
 def test_two_processes_stop_together(dives, tmp_path):
-    "Only one of them hears Ctrl-C; both take the same step, save once, and go on together"
+    "Only one of them hears Ctrl-C; both take the same step, save once, and go on together; then one is killed, and the other says so"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -497,5 +576,9 @@ def test_two_processes_stop_together(dives, tmp_path):
 
     ran = pair(trap=interrupt, at=2)
     assert [r.code for r in ran] == [130, 130] and state(tmp_path / "run").step == 2, [r.lines for r in ran]
+    ran = pair("--resume", "--save-every", 1, trap=kill, at=4)
+    assert [r.code for r in ran] == [2, -signal.SIGKILL], [r.lines for r in ran]
+    assert "another process of this run has ended" in ran[0].lines[-1]
+    assert "Traceback" not in "".join(ran[0].lines)
     ran = pair("--resume")
     assert [r.code for r in ran] == [0, 0] and state(tmp_path / "run").step == 6, [r.lines for r in ran]

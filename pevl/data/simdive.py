@@ -829,7 +829,7 @@ def generate(
     noise: float = 0,  # how wrong the poses are, see detector_noise
     progress: bool = True,  # show a bar
 ) -> Path:  # `out`
-    "Write SimDive in Diving48's format. The same arguments and versions give the same bytes."
+    "Write SimDive in Diving48's format. The same arguments and versions give the same bytes on one kind of processor."
     out, labels = Path(out), choose_classes(classes)
     if train < 1 or test < 1:
         raise ValueError(f"--train {train} --test {test}: expected at least one clip per class")

@@ -47,6 +47,8 @@ def _encode(file, frames, fps, crf, gop):
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(file), "w", container_options={"fflags": "+bitexact", "movflags": "+faststart"}) as box:
         options = {"crf": str(crf), "g": str(gop), "threads": "1", "preset": "veryfast", "flags": "+bitexact"}
+        if -(-frames.shape[2] // 16) % 8:  # blocks of 16 pixels, eight at a time: x264 reads past the row
+            options["mbtree"] = "0"
         stream = box.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
@@ -61,7 +63,7 @@ def write_video(
     crf: int = 23,  # h264 quality, 0 (lossless) to 51
     gop: int = 12,  # frames from one key frame to the next
 ):
-    "Write h264: the same bytes for the same frames, and either the whole file or none (a temporary file is renamed at the end)"
+    "Write h264, the whole file or none (a temporary file is renamed at the end); same frames and processor, same bytes"
     path, frames = Path(path), _as_frames(frames)
     if path.suffix not in (".mp4", ".mov", ".mkv"):
         raise ValueError(f"{path}: expected a name that ends in .mp4, .mov or .mkv")

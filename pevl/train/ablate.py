@@ -402,16 +402,19 @@ def conditions(
 ) -> str:
     "One sentence about how a table came about, from what was recorded"
     r, seeds = rows[0], sorted({r["seed"] for r in rows})
-    every = lambda k: ", ".join(dict.fromkeys(str(r[k]) for r in rows if r[k] is not None))
+    unknown = lambda k: sum(r[k] is None for r in rows)
+    note = lambda k: f" ({n} of {len(rows)} runs: not recorded)" if (n := unknown(k)) else ""
+    every = lambda k: ", ".join(dict.fromkeys(str(r[k]) for r in rows if r[k] is not None)) + note(k)
+    any_of = lambda k: unknown(k) < len(rows)
     data = f"{r['data']}{' (simulated)' if r['simulated'] else ''}, {r['classes']} classes, {r['train_clips']} training"
     how = [f"{r['model']}, recipe {r['recipe']}", f"trained in {'fp32' if r['amp'] == 'no' else r['amp']}"]
     crops = lambda r: "1 view" if r["views"] == 1 else f"{r['views']} views"
     times = lambda r: f" at {r['temporal_views']} moments" if (r["temporal_views"] or 1) > 1 else ""
     views = {crops(r) + times(r): 0 for r in rows if r["views"]}
-    how += [f"evaluated in {every('precision')}"] * bool(every("precision"))
+    how += [f"evaluated in {every('precision')}"] * any_of("precision")
     how += list(views)
     how += [f"on {every('hardware')}", f"torch {every('torch')}"]
-    how += [f"commit {every('commit')}"] * bool(every("commit"))
+    how += [f"commit {every('commit')}"] * any_of("commit")
     return f"{data} and {r['clips']} test clips; {', '.join(how)}; seeds {', '.join(map(str, seeds))}."
 
 

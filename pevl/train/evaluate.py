@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['AVERAGES', 'NOT_HASHED', 'NEWER', 'yes_no', 'COLUMNS', 'PRECISION', 'accuracies', 'pairs_of', 'within_pairs',
-           'Result', 'average_views', 'score_views', 'view_batches', 'evaluate', 'digest', 'configuration_hash',
-           'weights_checksum', 'commit_of', 'code_version', 'machine', 'share', 'plain', 'read_row', 'run_facts',
-           'result_row', 'table_columns', 'read_table', 'locked', 'csv_line', 'append_row', 'save_result',
-           'load_result']
+           'Result', 'average_views', 'score_views', 'view_batches', 'others_alive', 'evaluate', 'digest',
+           'configuration_hash', 'weights_checksum', 'commit_of', 'code_version', 'machine', 'share', 'plain',
+           'read_row', 'run_facts', 'result_row', 'table_columns', 'read_table', 'locked', 'csv_line', 'append_row',
+           'save_result', 'load_result']
 
 # %% ../../nbs/train/04_evaluate.ipynb #4ffc1170
-import csv, hashlib, io, json, os, platform, re, subprocess
+import csv, hashlib, io, json, os, platform, re, subprocess, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -117,7 +117,7 @@ def average_views(
         raise ValueError(f"average {average!r}: expected {' or '.join(AVERAGES)}")
     return scores.mean(0).softmax(0) if average == "similarities" else scores.softmax(1).mean(0)
 
-# %% ../../nbs/train/04_evaluate.ipynb #92da015a
+# %% ../../nbs/train/04_evaluate.ipynb #e262261d
 def score_views(
     model,  # PeVL
     batch,  # Batch of B views
@@ -144,6 +144,25 @@ def view_batches(
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, **alive)
     return tqdm(loader, desc="evaluate", unit="batch", disable=not progress, mininterval=1)
 
+# %% ../../nbs/train/04_evaluate.ipynb #8c708670
+@contextmanager
+def others_alive():
+    "In here the end of another process, one that loads clips or one of the same run, is a ValueError in one line"
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionResetError) as e:
+        torn = not isinstance(e, RuntimeError)  # it died while it was handing over a batch
+        if torn:
+            with suppress(RuntimeError):
+                time.sleep(1)  # until PyTorch has heard of it too, and says so
+        if torn or "DataLoader worker" in str(e):
+            why = "a process that loads clips was killed, often for want of memory: fewer --workers need less"
+        elif isinstance(e, torch.distributed.DistError) or "/gloo/" in str(e):
+            why = "another process of this run has ended: what it said is the reason"
+        else:
+            raise
+        raise ValueError(why) from None
+
 # %% ../../nbs/train/04_evaluate.ipynb #3fb1bbea
 @torch.no_grad()
 def evaluate(
@@ -167,11 +186,12 @@ def evaluate(
     try:
         text = Features() if model.text is None else model.encode_text(texts)
         pin = model.device.type == "cuda"
-        for batch in view_batches(Subset(Skipping(dataset), own), batch_size, workers, progress, pin):
-            for name, reason in batch.broken:
-                broken.setdefault(name, []).append(reason)
-            for name, z in zip(batch.names, score_views(model, batch, text) if len(batch) else ()):
-                seen.setdefault(name, []).append(z)
+        with others_alive():
+            for batch in view_batches(Subset(Skipping(dataset), own), batch_size, workers, progress, pin):
+                for name, reason in batch.broken:
+                    broken.setdefault(name, []).append(reason)
+                for name, z in zip(batch.names, score_views(model, batch, text) if len(batch) else ()):
+                    seen.setdefault(name, []).append(z)
     finally:
         model.train(was)
     if share[1] > 1:

@@ -122,7 +122,7 @@ class Simdive:
     classes: int = 48  # number of classes, 2 to 48
     train: int = 60  # training clips per class
     test: int = 20  # test clips per class
-    seed: int = 0  # seed of everything random: the same seed and versions give the same bytes
+    seed: int = 0  # seed of everything random: same seed, versions and processor, same bytes
     workers: int = 0  # processes that draw clips; 0: one per core
     size: int = 128  # height and width of the videos, pixels, an even number
     noise: float = 0.0  # how wrong the poses are; 0: exact, 1: as from a good detector
@@ -378,7 +378,9 @@ def write_result(o: Evaluate, result, data, asked: str, row: dict):
     }
     with naming(o.out):
         o.out.mkdir(parents=True, exist_ok=True)
+    with naming(o.out / "result.json"):
         save_result(o.out / "result.json", result, row)
+    with naming(page):
         write_report(page, result, data, protocol=facts, title=f"PeVL on {clips.name}")
     with naming(o.out / "results.csv"):
         append_row(o.out / "results.csv", row)

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'list_clips', 'stamp', 'settings_key', 'FeatureSet', 'write_
 
 # %% ../../nbs/use/04_features.ipynb #6845f211
 import json, math, shutil, sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
@@ -19,7 +19,7 @@ from ..data.datasets import Clip, ClipSet, Skipping, clips_for, collate, loader_
 from ..data.extract import find_videos
 from ..data.files import sweep, write_atomic
 from ..data.pose import Pose
-from ..train.evaluate import digest, weights_checksum
+from ..train.evaluate import digest, others_alive, weights_checksum
 from .predict import Extractor, find_pose, load_on, path_text
 
 # %% ../../nbs/use/04_features.ipynb #39cefafa
@@ -192,16 +192,18 @@ def encode(
     numbered = replace(clips, clips=[replace(c, name=str(i)) for i, c in enumerate(clips.clips)])
     data = Skipping(clips_for(numbered, model.config, require_pose=False))
     alive = dict(worker_init_fn=loader_process) if workers else {}
-    for b in DataLoader(data, batch_size, num_workers=workers, collate_fn=collate, **alive):
-        broken = {int(name): reason for name, reason in b.broken}
-        if not len(b):
-            yield [], {}, broken
-            continue
-        pictures = b.frames if model.video is not None else b.frames[:, :0]
-        f = model.encode_clip(*(x.to(model.device) for x in (pictures, b.keypoints, b.scores, b.slots)))
-        kinds = [k for k in KINDS if getattr(f, k) is not None and (frames or k != "pose_frames")]
-        to = lambda x: x.cpu() if x.dtype == torch.bool else x.to("cpu", dtype)
-        yield [int(n) for n in b.names], {k: to(getattr(f, k)) for k in kinds}, broken
+    loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=collate, **alive)
+    with others_alive():
+        for b in loader:
+            broken = {int(name): reason for name, reason in b.broken}
+            if not len(b):
+                yield [], {}, broken
+                continue
+            pictures = b.frames if model.video is not None else b.frames[:, :0]
+            f = model.encode_clip(*(x.to(model.device) for x in (pictures, b.keypoints, b.scores, b.slots)))
+            kinds = [k for k in KINDS if getattr(f, k) is not None and (frames or k != "pose_frames")]
+            to = lambda x: x.cpu() if x.dtype == torch.bool else x.to("cpu", dtype)
+            yield [int(n) for n in b.names], {k: to(getattr(f, k)) for k in kinds}, broken
 
 # %% ../../nbs/use/04_features.ipynb #fd13c0d9
 def kept_rows(
@@ -327,7 +329,12 @@ def work(
             parts.mkdir(exist_ok=True)
             kinds = {k: torch.cat([f[k] for _, f in held]) for k in held[0][1]}
             s = FeatureSet([names[i] for i in mine], kinds, {}, [stamps[names[i]] for i in mine], key)
-            write_features(parts / f"{digest(s.names[0].encode())}.safetensors", s)
+            try:
+                write_features(parts / f"{digest(s.names[0].encode())}.safetensors", s)
+            except OSError:
+                with suppress(OSError):
+                    parts.rmdir()  # if nothing has been written, nothing stays
+                raise
             rows.update({n: (s, i) for i, n in enumerate(s.names)})
             held.clear()
 
