@@ -120,7 +120,8 @@ python tools/release.py make {name} run
 
 The file is pevl_nano_{name}.safetensors, sha256 `{sha256}`. Other versions of this code or of PyTorch give other bits: expect
 an accuracy that differs as with another seed. The CLIP in it has a [card](pevl_nano_clip.md) of its own.
-All rows, with the whole protocol, are in pevl/results/{name}.csv; those with noisy joints come from `pevl simdive --out simdive48n --train 1 --test 25 --noise 1 --seed 0`."""
+All rows, with the whole protocol, are in pevl/results/{name}.csv;
+those with noisy joints come from `pevl simdive --out simdive48n --train 1 --test 25 --noise 1 --seed 0`."""
 
 
 def describe(name):  # -> what goes into the .json, text of the card
